@@ -1,0 +1,132 @@
+// Python's door to the compiled core. Tensors arrive as addresses, sizes and strides: this file knows
+// no torch, so that one build serves every version of it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <map>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cpu/huge_pages.h"
+#include "cpu/isa.h"
+
+namespace py = pybind11;
+using namespace sadkern;
+
+namespace {
+
+const std::map<std::string, DType> kDTypes = {
+    {"float32", DType::float32}, {"bfloat16", DType::bfloat16}, {"float16", DType::float16}};
+
+const std::map<std::string, Divergence> kDivergences = {
+    {"forward_kl", Divergence::forward_kl},
+    {"reverse_kl", Divergence::reverse_kl},
+    {"jsd", Divergence::jsd},
+    {"skew_forward_kl", Divergence::skew_forward_kl},
+    {"skew_reverse_kl", Divergence::skew_reverse_kl},
+    {"tvd", Divergence::tvd}};
+
+// The arguments of a kernel, by the names of its argument struct.
+struct Arguments {
+  py::kwargs given;
+
+  template <class T>
+  T get(const char* name) const {
+    return given[name].cast<T>();
+  }
+  // An address; 0 stands for an absent tensor.
+  template <class T>
+  T* pointer(const char* name) const {
+    return reinterpret_cast<T*>(get<uintptr_t>(name));
+  }
+  template <class T>
+  T named(const char* name, const std::map<std::string, T>& known) const {
+    return known.at(get<std::string>(name));
+  }
+  // (address, leading strides)
+  Rows rows(const char* name) const {
+    const auto [address, strides] = get<std::pair<uintptr_t, std::vector<int64_t>>>(name);
+    if (strides.size() > kMaxLeading) {
+      throw std::invalid_argument(std::string(name) + " has " + std::to_string(strides.size()) +
+                                  " leading dimensions, expected at most " +
+                                  std::to_string(kMaxLeading));
+    }
+    Rows out{reinterpret_cast<void*>(address), {}};
+    std::copy(strides.begin(), strides.end(), out.strides);
+    return out;
+  }
+};
+
+void span_kl(const py::kwargs& kwargs) {
+  const Arguments given{kwargs};
+  SpanKlArgs args{};
+  args.student = given.rows("student");
+  args.teacher = given.rows("teacher");
+  args.dstudent = given.rows("dstudent");
+  const auto sizes = given.get<std::vector<int64_t>>("sizes");
+  args.leading = static_cast<int>(sizes.size());  // as many as strides, which were counted above
+  std::copy(sizes.begin(), sizes.end(), args.sizes);
+  args.vocab = given.get<int64_t>("vocab");
+  args.student_vocab = given.get<int64_t>("student_vocab");
+  args.dtype = given.named("dtype", kDTypes);
+  args.supervised = given.pointer<const uint8_t>("supervised");
+  args.row_weights = given.pointer<const float>("row_weights");
+  args.labels = given.pointer<const int64_t>("labels");
+  args.divergence = given.named("divergence", kDivergences);
+  args.mix = given.get<float>("mix");
+  args.temperature = given.get<float>("temperature");
+  args.ce_weight = given.get<float>("ce_weight");
+  args.per_token = given.pointer<float>("per_token");
+  args.cross_entropy = given.pointer<float>("cross_entropy");
+  args.teacher_entropy = given.pointer<float>("teacher_entropy");
+  args.agreement = given.pointer<uint8_t>("agreement");
+  const int threads = given.get<int>("threads");
+
+  bool complete;
+  {
+    py::gil_scoped_release release;
+    complete = chosen_isa().span_kl(args, threads);
+  }
+  if (!complete) throw std::bad_alloc();
+}
+
+// The kernels' merge by itself, so that its laws can be tested. A state is its fields in order.
+using StateFields = std::array<double, 8>;
+StateFields merge_states(const StateFields& a, const StateFields& b, double temperature) {
+  auto state = [](const StateFields& f) {
+    return RowState<double>{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]};
+  };
+  const RowState<double> out =
+      merge(state(a), state(b), temperature, [](double x) { return std::exp(x); });
+  return {out.max_s, out.sum_s, out.max_t, out.sum_t, out.ent_t, out.cross_t, out.cross_s, out.sum_h};
+}
+
+py::dict build_info() {
+  std::vector<std::string> isas;
+  for (const Isa& isa : runnable_isas()) isas.push_back(isa.name);
+  py::dict info;
+  info["compiler"] = __VERSION__;
+  info["openmp"] = _OPENMP;
+  info["cuda"] = py::none();
+  info["isas"] = isas;
+  info["isa"] = chosen_isa().name;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "sadkern's compiled core. sadkern/backends/native.py is its only caller.";
+  m.def("span_kl", &span_kl);
+  m.def("merge_states", &merge_states);
+  m.def("advise_huge_pages", &advise_huge_pages);
+  m.def("build_info", &build_info);
+  m.def("choose_isa", &choose_isa);
+}

@@ -1,0 +1,143 @@
+// Vectors of the instruction set that this translation unit is compiled for.
+//
+// Only compiler vector extensions: the same lines become AVX-512, AVX2, SSE2 or NEON. Everything has
+// internal linkage, and no standard header with inline code is included: a function compiled for
+// AVX-512 must never be the one that the linker keeps for an older processor.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace sadkern {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vec __attribute__((vector_size(4 * kLanes)));
+typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
+
+constexpr float kInf = __builtin_inff();
+
+SADKERN_INLINE Vec splat(float x) { return Vec{} + x; }
+SADKERN_INLINE Vec load(const float* from) {
+  Vec v;
+  memcpy(&v, from, sizeof v);
+  return v;
+}
+SADKERN_INLINE void store(float* to, Vec v) { memcpy(to, &v, sizeof v); }
+SADKERN_INLINE VecI bits(Vec v) { return (VecI)v; }
+SADKERN_INLINE Vec from_bits(VecI v) { return (Vec)v; }
+// Of NaN and a number the second operand.
+SADKERN_INLINE Vec max(Vec a, Vec b) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return (Vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+SADKERN_INLINE float sum(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)v);
+#else
+  float total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+#endif
+}
+SADKERN_INLINE float max(Vec v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#else
+  float best = v[0];
+  for (int i = 1; i < kLanes; ++i) best = v[i] > best ? v[i] : best;
+  return best;
+#endif
+}
+SADKERN_INLINE bool any(VecI v) {
+  int32_t seen = 0;
+  for (int i = 0; i < kLanes; ++i) seen |= v[i];
+  return seen != 0;
+}
+
+// a * b - c, rounded once where the processor can.
+SADKERN_INLINE Vec multiply_subtract(Vec a, float b, Vec c) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_fmsub_ps((__m512)a, (__m512)splat(b), (__m512)c);
+#elif defined(__FMA__)
+  return (Vec)_mm256_fmsub_ps((__m256)a, (__m256)splat(b), (__m256)c);
+#else
+  return a * b - c;
+#endif
+}
+
+// e^x for x <= 0 to about 1 ulp, as 2^n 2^f with |f| <= 1/2 and the minimax polynomial of degree 6
+// (relative error 2e-9). Where the result would not be a normal number it is 0; NaN stays NaN.
+constexpr float kExpFloor = -87.3f;
+SADKERN_INLINE Vec exp(Vec x) {
+  const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shifted = x * 1.44269504f + shifter;
+  const Vec n = shifted - shifter;
+  const Vec f = multiply_subtract(x, 1.44269504f, n);
+  Vec poly = splat(1.5353361959569156e-4f);
+  poly = poly * f + 1.3398873852565885e-3f;
+  poly = poly * f + 9.61843691766262e-3f;
+  poly = poly * f + 5.5503323674201965e-2f;
+  poly = poly * f + 0.24022647738456726f;
+  poly = poly * f + 0.6931471824645996f;
+  poly = poly * f + 1.0f;
+  return x < kExpFloor ? Vec{} : from_bits(bits(poly) + (bits(shifted) << 23));
+}
+
+// log x to about 1 ulp for normal x > 0 (Cephes' logf); log 0 = -inf.
+SADKERN_INLINE Vec log(Vec x) {
+  const VecI offset = bits(x) - 0x3f3504f3;  // sqrt(1/2): the mantissa lands in [sqrt 1/2, sqrt 2)
+  const VecI exponent = offset >> 23;
+  const Vec m = from_bits(bits(x) - (exponent << 23)) - 1.0f;
+  const Vec n = __builtin_convertvector(exponent, Vec);
+  const Vec z = m * m;
+  Vec poly = splat(7.0376836292e-2f);
+  poly = poly * m - 1.1514610310e-1f;
+  poly = poly * m + 1.1676998740e-1f;
+  poly = poly * m - 1.2420140846e-1f;
+  poly = poly * m + 1.4249322787e-1f;
+  poly = poly * m - 1.6668057665e-1f;
+  poly = poly * m + 2.0000714765e-1f;
+  poly = poly * m - 2.4999993993e-1f;
+  poly = poly * m + 3.3333331174e-1f;
+  const Vec tail = poly * m * z + n * -2.12194440e-4f - 0.5f * z;
+  return x > Vec{} ? m + tail + n * 0.693359375f : splat(-kInf);
+}
+
+// Stores that bypass the caches: the line is not read first. `to` is aligned to a vector.
+SADKERN_INLINE void stream(float* to, Vec v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)v);
+#elif defined(__AVX__)
+  _mm256_stream_ps(to, (__m256)v);
+#elif defined(__x86_64__)
+  _mm_stream_ps(to, (__m128)v);
+#else
+  store(to, v);
+#endif
+}
+SADKERN_INLINE void stream_fence() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+}  // namespace
+}  // namespace sadkern

@@ -1,0 +1,133 @@
+// The mathematics of one row, shared by every kernel: the state that merges, and what each
+// divergence takes from one vocabulary entry. Written for R = float and for SIMD vectors alike.
+//
+// Notation: s, t student and teacher logits after temperature; q = softmax(s), p = softmax(t);
+// lq = log q, lp = log p.
+#pragma once
+
+#ifdef __CUDACC__
+#define SADKERN_INLINE __host__ __device__ __forceinline__
+#else
+#define SADKERN_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace sadkern {
+
+enum class Divergence : int {
+  forward_kl,
+  reverse_kl,
+  jsd,
+  skew_forward_kl,
+  skew_reverse_kl,
+  tvd,
+};
+
+// What one read of a part of a row leaves behind. Moments are centred on the part's own maxima:
+// a large common offset of the logits then costs them nothing.
+template <class R>
+struct RowState {
+  R max_s, sum_s;  // max s,  sum e^(s - max_s)
+  R max_t, sum_t;  // max t,  sum e^(t - max_t)
+  R ent_t;         // sum e^(t - max_t) (t - max_t)
+  R cross_t;       // sum e^(t - max_t) ((t - max_t) - (s - max_s))
+  R cross_s;       // sum e^(s - max_s) ((s - max_s) - (t - max_t))
+  R sum_h;         // sum e^((s - max_s) T): the student at temperature 1, for hard labels
+
+  SADKERN_INLINE static RowState empty(R neg_inf) { return {neg_inf, 0, neg_inf, 0, 0, 0, 0, 0}; }
+};
+
+// Associative and commutative up to rounding; the empty state is its identity.
+// `exp` is the caller's, so that device and host use their own.
+template <class R, class Exp>
+SADKERN_INLINE RowState<R> merge(const RowState<R>& a, const RowState<R>& b, R temperature,
+                                 Exp exp) {
+  RowState<R> out{};
+  out.max_s = a.max_s > b.max_s ? a.max_s : b.max_s;
+  out.max_t = a.max_t > b.max_t ? a.max_t : b.max_t;
+  const RowState<R>* parts[] = {&a, &b};
+  for (const RowState<R>* part : parts) {
+    // Equal maxima are tested first: it is the common case, and -inf - -inf is not a number.
+    const R shift_s = part->max_s == out.max_s ? 0 : part->max_s - out.max_s;
+    const R shift_t = part->max_t == out.max_t ? 0 : part->max_t - out.max_t;
+    const R scale_s = shift_s == 0 ? 1 : exp(shift_s);
+    const R scale_t = shift_t == 0 ? 1 : exp(shift_t);
+    // A part without weight on a side has nothing to say about that side's moments, and its shift
+    // may be -inf. (Not `> 0`: a NaN must come through.)
+    if (part->sum_s * scale_s != 0) {
+      out.sum_s += part->sum_s * scale_s;
+      out.cross_s += (part->cross_s + part->sum_s * (shift_s - shift_t)) * scale_s;
+      out.sum_h += part->sum_h * (shift_s == 0 ? 1 : exp(shift_s * temperature));
+    }
+    if (part->sum_t * scale_t != 0) {
+      out.sum_t += part->sum_t * scale_t;
+      out.ent_t += (part->ent_t + part->sum_t * shift_t) * scale_t;
+      out.cross_t += (part->cross_t + part->sum_t * (shift_t - shift_s)) * scale_t;
+    }
+  }
+  return out;
+}
+
+template <class R>
+SADKERN_INLINE R forward_kl(const RowState<R>& a, R log_s, R log_t) {  // log_x = log sum_x
+  return a.cross_t / a.sum_t - log_t + log_s;
+}
+template <class R>
+SADKERN_INLINE R reverse_kl(const RowState<R>& a, R log_s, R log_t) {
+  return a.cross_s / a.sum_s - log_s + log_t;
+}
+template <class R>
+SADKERN_INLINE R teacher_entropy(const RowState<R>& a, R log_t) {
+  return log_t - a.ent_t / a.sum_t;
+}
+
+// x * y where x > 0, else 0: the convention 0 log 0 = 0, also where the logarithm is infinite.
+template <class R>
+SADKERN_INLINE R times_where_positive(R x, R y) {
+  return x > R{} ? x * y : R{};
+}
+
+// The plain KLs are moments of the state: with them known, an entry's gradient needs nothing else.
+template <Divergence D>
+constexpr bool from_state = D == Divergence::forward_kl || D == Divergence::reverse_kl;
+
+template <Divergence D, class R>
+SADKERN_INLINE R gradient_from_state(R lp, R lq, R p, R q, R value) {
+  static_assert(from_state<D>);
+  return D == Divergence::forward_kl ? q - p : times_where_positive(q, lq - lp - value);
+}
+
+// One entry's share of the other divergences, and qg = q * dD/dq, from which
+//   dD/ds_j = qg_j - q_j * sum_k qg_k.
+// Terms of dD/dq that are constant over the vocabulary fall out and are left out.
+template <class R>
+struct Term {
+  R value, qg;
+};
+
+// `mix` is beta of jsd or the skew alpha. The skewed KLs carry the difference of their two masses
+// (q - p, summing to zero): it cancels to first order what rounding did to the normalisers, which is
+// all that is left when p is close to q.
+template <Divergence D, class R, class Log>
+SADKERN_INLINE Term<R> term(R lp, R lq, R p, R q, float mix, Log log) {
+  static_assert(!from_state<D>);
+  const float rest = 1 - mix;
+  if constexpr (D == Divergence::jsd) {
+    const R lm = log(rest * q + mix * p);
+    const R qg = rest * times_where_positive(q, lq - lm);
+    return {mix * times_where_positive(p, lp - lm) + qg, qg};
+  } else if constexpr (D == Divergence::skew_forward_kl) {
+    const R m = mix * p + rest * q;
+    const R value = times_where_positive(p, lp - log(m)) + rest * (q - p);
+    return {value, m > R{} ? -rest * p * (q / m) : R{}};
+  } else if constexpr (D == Divergence::skew_reverse_kl) {
+    const R m = mix * q + rest * p;
+    const R kl = times_where_positive(q, lq - log(m));
+    return {kl + rest * (p - q), m > R{} ? kl - mix * q * (q / m) : R{}};
+  } else {
+    const R half = 0.5f * q;
+    const R gap = q - p;
+    return {0.5f * (gap < R{} ? -gap : gap), gap > R{} ? half : (gap < R{} ? -half : R{})};
+  }
+}
+
+}  // namespace sadkern
