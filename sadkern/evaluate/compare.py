@@ -1,0 +1,124 @@
+"""A student beside its teacher on trajectories that neither was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sadkern.evaluate.metrics import cot_match
+from sadkern.forward import supervised_logits
+from sadkern.span_kl import span_kl
+from sadkern.spans import ACT, REASON
+
+Example = Mapping[str, Sequence[int]]  # input_ids [T], span_ids [T] of rows
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`reason_kl`, `act_kl`: forward KL in nats per token. `action_accuracy`: the share of actions
+    whose every token, stop included, is the student's most likely one, given the trajectory before
+    it. `cot_match`: mean over thoughts, each continued greedily by both models from the
+    trajectory before it."""
+
+    reason_kl: float
+    act_kl: float
+    action_accuracy: float
+    cot_match: float
+
+
+def compare(
+    student: nn.Module,
+    teacher: nn.Module,
+    examples: Sequence[Example],
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = 64,
+) -> Comparison:
+    """Measure `student` against `teacher` on `examples`. Both are left in eval mode."""
+    student.eval()
+    teacher.eval()
+    kl = dict.fromkeys((REASON, ACT), 0.0)
+    count = dict.fromkeys((REASON, ACT), 0)
+    right = actions = 0
+    with torch.inference_mode():
+        for example in tqdm(examples, desc="comparing", leave=False):
+            ids = torch.as_tensor(example["input_ids"])[None]
+            span_ids = torch.as_tensor(example["span_ids"])
+            rows = span_ids.nonzero().squeeze(-1)
+            logits = supervised_logits(student, rows, input_ids=ids)
+            teacher_logits = supervised_logits(teacher, rows, input_ids=ids)
+            out = span_kl(logits, teacher_logits.to(logits.dtype), span_ids[rows], reduction="sum")
+            for kind in kl:
+                kl[kind] += out.span_loss[kind - 1].item()
+                count[kind] += int(out.span_count[kind - 1])
+            hit = torch.zeros_like(span_ids, dtype=torch.bool)
+            hit[rows] = logits.argmax(-1) == ids[0, rows + 1]
+            for begin, end in spans_of(example, ACT):
+                right += bool(hit[begin:end].all())
+                actions += 1
+    thoughts = [
+        (example["input_ids"][: begin + 1], example["input_ids"][end])
+        for example in examples
+        for begin, end in spans_of(example, REASON)
+    ]
+    stops = sorted({stop for _, stop in thoughts})
+    contexts = [context for context, _ in thoughts]
+    written = [
+        list(continue_greedily(model, contexts, stops, batch_size, max_new_tokens))
+        for model in (student, teacher)
+    ]
+    matches = [cot_match(*pair) for pair in zip(*written, strict=True)]
+    return Comparison(
+        reason_kl=kl[REASON] / max(count[REASON], 1),
+        act_kl=kl[ACT] / max(count[ACT], 1),
+        action_accuracy=right / max(actions, 1),
+        cot_match=sum(matches) / max(len(matches), 1),
+    )
+
+
+def spans_of(example: Example, kind: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows [begin, end) of each span of `kind`; it is made of tokens begin + 1 to end."""
+    for found, run in groupby(range(len(example["span_ids"])), key=example["span_ids"].__getitem__):
+        rows = list(run)
+        if found == kind:
+            yield rows[0], rows[-1] + 1
+
+
+def continue_greedily(
+    model: Any,
+    contexts: Sequence[Sequence[int]],
+    stops: Sequence[int],
+    batch_size: int,
+    max_new_tokens: int,
+) -> Iterator[list[int]]:
+    """What `model` writes after each context up to the first of `stops`, in the contexts' order."""
+    # Of like length together, so that little is padding.
+    order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+    written: dict[int, list[int]] = {}
+    batches = range(0, len(order), batch_size)
+    for at in tqdm(batches, desc="writing thoughts", leave=False):
+        chosen = order[at : at + batch_size]
+        length = max(len(contexts[i]) for i in chosen)
+        ids = torch.zeros(len(chosen), length, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, i in enumerate(chosen):
+            ids[row, length - len(contexts[i]) :] = torch.as_tensor(contexts[i])
+            mask[row, length - len(contexts[i]) :] = 1
+        output: Tensor = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(stops),
+            pad_token_id=stops[0],
+        )
+        for i, tokens in zip(chosen, output[:, length:].tolist(), strict=True):
+            end = next((k for k, token in enumerate(tokens) if token in stops), len(tokens))
+            written[i] = tokens[:end]
+    return (written[i] for i in range(len(contexts)))
