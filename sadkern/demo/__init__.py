@@ -1,0 +1,1 @@
+"""A scripted small world whose transcripts feed the demonstration."""
