@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/huge_pages.h"
+#include "cpu/buffer.h"
 #include "cpu/isa.h"
 
 namespace py = pybind11;
@@ -126,7 +126,12 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "sadkern's compiled core. sadkern/backends/native.py is its only caller.";
   m.def("span_kl", &span_kl);
   m.def("merge_states", &merge_states);
-  m.def("advise_huge_pages", &advise_huge_pages);
+  py::class_<Buffer>(m, "Buffer", py::buffer_protocol())
+      .def(py::init<std::size_t>())
+      .def_buffer([](const Buffer& buffer) {
+        return py::buffer_info(static_cast<std::uint8_t*>(buffer.data()),
+                               static_cast<py::ssize_t>(buffer.bytes()));
+      });
   m.def("build_info", &build_info);
   m.def("choose_isa", &choose_isa);
 }

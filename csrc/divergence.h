@@ -80,10 +80,10 @@ SADKERN_INLINE R teacher_entropy(const RowState<R>& a, R log_t) {
   return log_t - a.ent_t / a.sum_t;
 }
 
-// x * y where x > 0, else 0: the convention 0 log 0 = 0, also where the logarithm is infinite.
+// x * y, but 0 where x is: the convention 0 log 0 = 0, also where the logarithm is infinite.
 template <class R>
-SADKERN_INLINE R times_where_positive(R x, R y) {
-  return x > R{} ? x * y : R{};
+SADKERN_INLINE R times_unless_zero(R x, R y) {
+  return x == R{} ? R{} : x * y;
 }
 
 // The plain KLs are moments of the state: with them known, an entry's gradient needs nothing else.
@@ -93,7 +93,7 @@ constexpr bool from_state = D == Divergence::forward_kl || D == Divergence::reve
 template <Divergence D, class R>
 SADKERN_INLINE R gradient_from_state(R lp, R lq, R p, R q, R value) {
   static_assert(from_state<D>);
-  return D == Divergence::forward_kl ? q - p : times_where_positive(q, lq - lp - value);
+  return D == Divergence::forward_kl ? q - p : times_unless_zero(q, lq - lp - value);
 }
 
 // One entry's share of the other divergences, and qg = q * dD/dq, from which
@@ -104,25 +104,34 @@ struct Term {
   R value, qg;
 };
 
+// log(x / m) from log x and log m. Where x is 0 its logarithm may be infinite: it is bounded below by
+// less than any ratio that has weight, so that x times it is 0.
+template <class Math, class R>
+SADKERN_INLINE R log_ratio(R lx, R lm) {
+  return Math::max(R{} - 104.0f, lx - lm);
+}
+
 // `mix` is beta of jsd or the skew alpha. The skewed KLs carry the difference of their two masses
 // (q - p, summing to zero): it cancels to first order what rounding did to the normalisers, which is
 // all that is left when p is close to q.
-template <Divergence D, class R, class Log>
-SADKERN_INLINE Term<R> term(R lp, R lq, R p, R q, float mix, Log log) {
+//
+// `Math` is the caller's: `log`, finite for 0, and `max(a, b)`, which is b where b is NaN.
+template <Divergence D, class Math, class R>
+SADKERN_INLINE Term<R> term(R lp, R lq, R p, R q, float mix) {
   static_assert(!from_state<D>);
   const float rest = 1 - mix;
   if constexpr (D == Divergence::jsd) {
-    const R lm = log(rest * q + mix * p);
-    const R qg = rest * times_where_positive(q, lq - lm);
-    return {mix * times_where_positive(p, lp - lm) + qg, qg};
+    const R lm = Math::log(rest * q + mix * p);
+    const R qg = rest * q * log_ratio<Math>(lq, lm);
+    return {mix * p * log_ratio<Math>(lp, lm) + qg, qg};
   } else if constexpr (D == Divergence::skew_forward_kl) {
     const R m = mix * p + rest * q;
-    const R value = times_where_positive(p, lp - log(m)) + rest * (q - p);
-    return {value, m > R{} ? -rest * p * (q / m) : R{}};
+    const R value = p * log_ratio<Math>(lp, Math::log(m)) + rest * (q - p);
+    return {value, m == R{} ? R{} : -rest * p * (q / m)};
   } else if constexpr (D == Divergence::skew_reverse_kl) {
     const R m = mix * q + rest * p;
-    const R kl = times_where_positive(q, lq - log(m));
-    return {kl + rest * (p - q), m > R{} ? kl - mix * q * (q / m) : R{}};
+    const R kl = q * log_ratio<Math>(lq, Math::log(m));
+    return {kl + rest * (p - q), m == R{} ? R{} : kl - mix * q * (q / m)};
   } else {
     const R half = 0.5f * q;
     const R gap = q - p;

@@ -13,6 +13,7 @@ attached. Checks that need the values of tensors stand here, since an operator's
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,73 +23,57 @@ from sadkern import backends, reduction
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
+# What both forms of the operator take after their own first arguments, and what both give.
+ARGUMENTS = (
+    "Tensor teacher, Tensor span_ids, Tensor? token_weights, Tensor? labels, Tensor? num_tokens, "
+    "float[] span_weights, str divergence, float mix, float temperature, str reduction, "
+    "float ce_weight"
+)
+OUTPUTS = (
+    "Tensor loss, Tensor span_loss, Tensor span_count, Tensor per_token, Tensor cross_entropy, "
+    "Tensor teacher_entropy, Tensor agreement"
+)
 
-@torch.library.custom_op("sadkern::span_kl", mutates_args=())
-def span_kl(
-    student: Tensor,
-    teacher: Tensor,
-    span_ids: Tensor,
-    token_weights: Tensor | None,
-    labels: Tensor | None,
-    num_tokens: Tensor | None,
-    span_weights: Sequence[float],
-    divergence: str,
-    mix: float,
-    temperature: float,
-    reduction: str,
-    ce_weight: float,
-    with_gradient: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(loss [], span_loss [S], span_count [S], per_token, cross_entropy, teacher_entropy, agreement
-    [...], dstudent [..., V] or [0])"""
-    contiguous = torch.contiguous_format
-    dstudent = torch.empty_like(student, memory_format=contiguous) if with_gradient else None
-    outputs = _span_kl(
-        student, teacher, span_ids, token_weights, labels, num_tokens, span_weights, divergence,
-        mix, temperature, reduction, ce_weight, dstudent, backend,
-    )  # fmt: skip
+
+@torch.library.custom_op(
+    "sadkern::span_kl",
+    mutates_args=(),
+    schema=f"(Tensor student, str backend, bool with_gradient, {ARGUMENTS})"
+    f" -> ({OUTPUTS}, Tensor dstudent)",
+)
+def span_kl(student: Tensor, backend: str, with_gradient: bool, *arguments: Any) -> Any:
+    """`OUTPUTS` and the gradient: of the student's shape, or [0] without one."""
+    chosen = backends.choose(backend, student)
+    dstudent = chosen.empty_gradient(student) if with_gradient else None
+    outputs = _span_kl(chosen, student, dstudent, *arguments)
     return *outputs, student.new_empty(0) if dstudent is None else dstudent
 
 
-@torch.library.custom_op("sadkern::span_kl_", mutates_args=("student",))
-def span_kl_(
-    student: Tensor,
-    teacher: Tensor,
-    span_ids: Tensor,
-    token_weights: Tensor | None,
-    labels: Tensor | None,
-    num_tokens: Tensor | None,
-    span_weights: Sequence[float],
-    divergence: str,
-    mix: float,
-    temperature: float,
-    reduction: str,
-    ce_weight: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `span_kl`, leaving the gradient in `student`."""
-    return _span_kl(
-        student, teacher, span_ids, token_weights, labels, num_tokens, span_weights, divergence,
-        mix, temperature, reduction, ce_weight, student, backend,
-    )  # fmt: skip
+@torch.library.custom_op(
+    "sadkern::span_kl_",
+    mutates_args=("student",),
+    schema=f"(Tensor(a!) student, str backend, {ARGUMENTS}) -> ({OUTPUTS})",
+)
+def span_kl_(student: Tensor, backend: str, *arguments: Any) -> Any:
+    """`OUTPUTS`; the gradient is left in `student`."""
+    return _span_kl(backends.choose(backend, student), student, student, *arguments)
 
 
 def _span_kl(
-    student: Tensor,
-    teacher: Tensor,
-    span_ids: Tensor,
-    token_weights: Tensor | None,
-    labels: Tensor | None,
-    num_tokens: Tensor | None,
-    span_weights: Sequence[float],
+    backend: ModuleType,
+    student: Tensor,  # [..., V]
+    dstudent: Tensor | None,  # [..., V]
+    teacher: Tensor,  # [..., V']
+    span_ids: Tensor,  # [...]
+    token_weights: Tensor | None,  # [...]
+    labels: Tensor | None,  # [...]
+    num_tokens: Tensor | None,  # [S] or [1]
+    span_weights: Sequence[float],  # [S]
     divergence: str,
     mix: float,
     temperature: float,
     reduction_name: str,
     ce_weight: float,
-    dstudent: Tensor | None,
-    backend: str,
 ) -> Outputs:
     vocab = min(student.shape[-1], teacher.shape[-1])
     check_values(span_ids, len(span_weights), token_weights, labels, vocab)
@@ -100,9 +85,7 @@ def _span_kl(
     )
     per_span = torch.tensor(span_weights, dtype=wide, device=student.device)
     weights = reduction.row_weights(member, per_span, normaliser, token_weights)
-    per_token, cross_entropy, entropy, agreement = backends.choose(
-        backend, student
-    ).divergence_rows(
+    per_token, cross_entropy, entropy, agreement = backend.divergence_rows(
         student,
         teacher,
         span_ids != 0,
@@ -122,10 +105,22 @@ def _span_kl(
     return loss, span_loss, counts, per_token, cross_entropy, entropy, agreement
 
 
-def _fake_outputs(student: Tensor, span_weights: Sequence[float]) -> Outputs:
+@span_kl.register_fake
+def _(student: Tensor, backend: str, with_gradient: bool, *arguments: Any) -> Any:
+    return *_fake_outputs(student, *arguments), student.new_empty(
+        student.shape if with_gradient else (0,)
+    )
+
+
+@span_kl_.register_fake
+def _(student: Tensor, backend: str, *arguments: Any) -> Any:
+    return _fake_outputs(student, *arguments)
+
+
+def _fake_outputs(student: Tensor, *arguments: Any) -> Outputs:
     wide = torch.promote_types(student.dtype, torch.float32)
-    spans = (len(span_weights),)
-    rows = student.shape[:-1]
+    span_weights = arguments[5]
+    spans, rows = (len(span_weights),), student.shape[:-1]
     return (
         student.new_empty((), dtype=wide),
         student.new_empty(spans, dtype=wide),
@@ -135,19 +130,6 @@ def _fake_outputs(student: Tensor, span_weights: Sequence[float]) -> Outputs:
         student.new_empty(rows, dtype=wide),
         student.new_empty(rows, dtype=torch.bool),
     )
-
-
-@span_kl.register_fake
-def _(student, teacher, span_ids, token_weights, labels, num_tokens, span_weights, divergence,
-      mix, temperature, reduction, ce_weight, with_gradient, backend):  # type: ignore[no-untyped-def]  # fmt: skip
-    shape = student.shape if with_gradient else (0,)
-    return *_fake_outputs(student, span_weights), student.new_empty(shape)
-
-
-@span_kl_.register_fake
-def _(student, teacher, span_ids, token_weights, labels, num_tokens, span_weights, divergence,
-      mix, temperature, reduction, ce_weight, backend):  # type: ignore[no-untyped-def]  # fmt: skip
-    return _fake_outputs(student, span_weights)
 
 
 def check_values(

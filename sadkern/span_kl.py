@@ -135,14 +135,16 @@ def span_kl(
 
     wants_gradient = student.requires_grad and torch.is_grad_enabled()
     logits = student.detach()
-    inputs = (logits, teacher, span_ids, token_weights, labels, counts, weights, divergence, mix)
-    settings = (float(temperature), reduction, float(ce_weight))
+    arguments = (
+        teacher, span_ids, token_weights, labels, counts, weights, divergence, mix,
+        float(temperature), reduction, float(ce_weight),
+    )  # fmt: skip
     if inplace:
         _check_inplace(student)
-        *outputs, dstudent = (*ops.span_kl_(*inputs, *settings, backend), logits)
+        loss, *rest = ops.span_kl_(logits, backend, *arguments)
+        dstudent = logits
     else:
-        *outputs, dstudent = ops.span_kl(*inputs, *settings, wants_gradient, backend)
-    loss, *rest = outputs
+        loss, *rest, dstudent = ops.span_kl(logits, backend, wants_gradient, *arguments)
     if wants_gradient:
         loss = ops.with_gradient(loss, [student], [dstudent])
     return SpanLoss(loss, *rest)
@@ -155,7 +157,9 @@ def _canonical(divergence: str, beta: float, skew: float) -> tuple[str, float]:
     if divergence == "jsd":
         if not 0 <= beta <= 1:
             raise ValueError(f"beta={beta}: expected a number in [0, 1]")
-        return {0: ("forward_kl", 0.0), 1: ("reverse_kl", 0.0)}.get(beta, ("jsd", float(beta)))
+        if beta in (0, 1):
+            return ("reverse_kl" if beta else "forward_kl"), 0.0
+        return divergence, float(beta)
     if divergence.startswith("skew"):
         if not 0 <= skew <= 1:
             raise ValueError(f"skew={skew}: expected a number in [0, 1]")

@@ -25,6 +25,8 @@ constexpr int kLanes = 4;
 
 typedef float Vec __attribute__((vector_size(4 * kLanes)));
 typedef int32_t VecI __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t VecU __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
 
 constexpr float kInf = __builtin_inff();
 
@@ -35,9 +37,14 @@ SADKERN_INLINE Vec load(const float* from) {
   return v;
 }
 SADKERN_INLINE void store(float* to, Vec v) { memcpy(to, &v, sizeof v); }
+SADKERN_INLINE VecI lane_indices() {
+  VecI v;
+  for (int i = 0; i < kLanes; ++i) v[i] = i;
+  return v;
+}
 SADKERN_INLINE VecI bits(Vec v) { return (VecI)v; }
 SADKERN_INLINE Vec from_bits(VecI v) { return (Vec)v; }
-// Of NaN and a number the second operand.
+// Where either is NaN, b.
 SADKERN_INLINE Vec max(Vec a, Vec b) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_max_ps((__m512)a, (__m512)b);
@@ -83,45 +90,55 @@ SADKERN_INLINE Vec multiply_subtract(Vec a, float b, Vec c) {
 #endif
 }
 
-// e^x for x <= 0 to about 1 ulp, as 2^n 2^f with |f| <= 1/2 and the minimax polynomial of degree 6
-// (relative error 2e-9). Where the result would not be a normal number it is 0; NaN stays NaN.
+// e^x for x <= 0, as 2^n 2^f with |f| <= 1/2 and a minimax polynomial that is 1 at 0: of degree 6 to
+// about 1 ulp (the polynomial itself: 2e-9 relative), of degree 5 to about 2 (1e-7). Below kExpFloor,
+// where it would not be a normal number, it is 0; NaN stays NaN.
 constexpr float kExpFloor = -87.3f;
+template <int kDegree = 6>
 SADKERN_INLINE Vec exp(Vec x) {
   const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = x * 1.44269504f + shifter;
   const Vec n = shifted - shifter;
   const Vec f = multiply_subtract(x, 1.44269504f, n);
-  Vec poly = splat(1.5353361959569156e-4f);
-  poly = poly * f + 1.3398873852565885e-3f;
-  poly = poly * f + 9.61843691766262e-3f;
-  poly = poly * f + 5.5503323674201965e-2f;
-  poly = poly * f + 0.24022647738456726f;
-  poly = poly * f + 0.6931471824645996f;
+  Vec poly;
+  if constexpr (kDegree == 6) {
+    poly = splat(1.5353361959569156e-4f);
+    poly = poly * f + 1.3398873852565885e-3f;
+    poly = poly * f + 9.61843691766262e-3f;
+    poly = poly * f + 5.5503323674201965e-2f;
+    poly = poly * f + 0.24022647738456726f;
+    poly = poly * f + 0.6931471824645996f;
+  } else {
+    static_assert(kDegree == 5);
+    poly = splat(1.3264727139609294e-3f);
+    poly = poly * f + 9.6715126399544004e-3f;
+    poly = poly * f + 5.5507337434717349e-2f;
+    poly = poly * f + 0.24022242085376805f;
+    poly = poly * f + 0.69314697759899113f;
+  }
   poly = poly * f + 1.0f;
   return x < kExpFloor ? Vec{} : from_bits(bits(poly) + (bits(shifted) << 23));
 }
 
-// log x to about 1 ulp for normal x > 0 (Cephes' logf); log 0 = -inf.
+// log x to about 1 ulp for normal x > 0: of x = 2^n (1 + f) with 1 + f in [sqrt 1/2, sqrt 2) it is
+// n log 2 + f + f^2 Q(f), Q the minimax polynomial of degree 7 (relative error 3e-8). log 0 comes out
+// as about -88, a number that 0 can be multiplied by; NaN stays NaN.
 SADKERN_INLINE Vec log(Vec x) {
-  const VecI offset = bits(x) - 0x3f3504f3;  // sqrt(1/2): the mantissa lands in [sqrt 1/2, sqrt 2)
-  const VecI exponent = offset >> 23;
-  const Vec m = from_bits(bits(x) - (exponent << 23)) - 1.0f;
-  const Vec n = __builtin_convertvector(exponent, Vec);
-  const Vec z = m * m;
-  Vec poly = splat(7.0376836292e-2f);
-  poly = poly * m - 1.1514610310e-1f;
-  poly = poly * m + 1.1676998740e-1f;
-  poly = poly * m - 1.2420140846e-1f;
-  poly = poly * m + 1.4249322787e-1f;
-  poly = poly * m - 1.6668057665e-1f;
-  poly = poly * m + 2.0000714765e-1f;
-  poly = poly * m - 2.4999993993e-1f;
-  poly = poly * m + 3.3333331174e-1f;
-  const Vec tail = poly * m * z + n * -2.12194440e-4f - 0.5f * z;
-  return x > Vec{} ? m + tail + n * 0.693359375f : splat(-kInf);
+  const VecI exponent = (bits(x) - 0x3f3504f3) >> 23;
+  const Vec f = from_bits(bits(x) - (exponent << 23)) - 1.0f;
+  Vec poly = splat(8.734845370e-2f);
+  poly = poly * f - 1.430752277e-1f;
+  poly = poly * f + 1.491797268e-1f;
+  poly = poly * f - 1.657050848e-1f;
+  poly = poly * f + 1.996207237e-1f;
+  poly = poly * f - 2.500175536e-1f;
+  poly = poly * f + 3.333395123e-1f;
+  poly = poly * f - 4.999999106e-1f;
+  const Vec of_mantissa = f * f * poly + (f + (x - x));
+  return __builtin_convertvector(exponent, Vec) * 0.693147181f + of_mantissa;
 }
 
-// Stores that bypass the caches: the line is not read first. `to` is aligned to a vector.
+// Stores that bypass the caches: the line is not read first. `to` is aligned to the vector's size.
 SADKERN_INLINE void stream(float* to, Vec v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(to, (__m512)v);
@@ -131,6 +148,17 @@ SADKERN_INLINE void stream(float* to, Vec v) {
   _mm_stream_ps(to, (__m128)v);
 #else
   store(to, v);
+#endif
+}
+SADKERN_INLINE void stream(uint16_t* to, Half v) {
+#if defined(__AVX512F__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(to), (__m256i)v);
+#elif defined(__AVX__)
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), (__m128i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si64(reinterpret_cast<long long*>(to), (long long)v);
+#else
+  memcpy(to, &v, sizeof v);
 #endif
 }
 SADKERN_INLINE void stream_fence() {

@@ -11,13 +11,17 @@
 
 #include <stdlib.h>
 
-#include "tile.h"
+#include "element.h"
 
 namespace sadkern {
 namespace {
 
-struct Log {
-  SADKERN_INLINE Vec operator()(Vec x) const { return log(x); }
+// What stays in the L1 cache between a tile's maxima and its exponentials.
+constexpr int kTile = 2048;
+
+struct Math {
+  SADKERN_INLINE static Vec log(Vec x) { return sadkern::log(x); }
+  SADKERN_INLINE static Vec max(Vec a, Vec b) { return sadkern::max(a, b); }
 };
 struct Exp {
   SADKERN_INLINE double operator()(double x) const { return __builtin_exp(x); }
@@ -50,42 +54,110 @@ SADKERN_INLINE char* row_pointer(const SpanKlArgs& a, const Rows& rows, int64_t 
   return static_cast<char*>(rows.data) + offset * size_of(a.dtype);
 }
 
-// The state of one tile, its exponentials left in exp_s and exp_t. Maxima first: both tiles are in the
-// L1 cache by then. The next tile is fetched meanwhile: next_s, next_t, of `entry` bytes each entry.
-template <Divergence D>
-SADKERN_INLINE State tile_state(const float* s, const float* t, float* exp_s, float* exp_t,
-                                float temperature, bool hard, const char* next_s,
-                                const char* next_t, int64_t entry) {
-  Vec best_s = splat(-kInf), best_t = splat(-kInf);
-  for (int j = 0; j < kTile; j += kLanes) {
-    best_s = max(load(s + j), best_s);
-    best_t = max(load(t + j), best_t);
+// A row's logits by tiles of whole vectors: a ragged end is a copy, filled up with -inf.
+template <class E>
+class Tiles {
+ public:
+  Tiles(const void* row, int64_t vocab)
+      : row_(static_cast<const Raw*>(row)),
+        whole_(vocab % kLanes == 0 ? vocab : vocab / kTile * kTile) {
+    const int rest = static_cast<int>(vocab - whole_);
+    if (rest == 0) return;
+    memcpy(end_, row_ + whole_, rest * sizeof(Raw));
+    for (int j = rest; j < rest + kLanes; ++j) end_[j] = E::kNegInf;
   }
+  SADKERN_INLINE const typename E::Raw* operator[](int64_t begin) const {
+    return begin < whole_ ? row_ + begin : end_;
+  }
+
+ private:
+  using Raw = typename E::Raw;
+  const Raw* row_;
+  int64_t whole_;
+  alignas(64) Raw end_[kTile + kLanes];
+};
+
+// A row's gradient, written by tiles.
+template <class E>
+class Gradient {
+ public:
+  Gradient(void* row, bool past_caches) : row_(static_cast<Raw*>(row)), past_caches_(past_caches) {}
+  explicit operator bool() const { return row_; }
+
+  // Entries [begin, begin + n), of which `entries(j)` gives the vector at begin + j.
+  template <class F>
+  SADKERN_INLINE void write(int64_t begin, int n, F entries) const {
+    constexpr uintptr_t kVector = kLanes * sizeof(Raw);
+    Raw* to = row_ + begin;
+    if (n % kLanes != 0) {
+      alignas(64) Raw buffer[kTile];
+      for (int j = 0; j < n; j += kLanes) E::store(buffer + j, entries(j));
+      memcpy(to, buffer, n * sizeof(Raw));
+    } else if (past_caches_ && reinterpret_cast<uintptr_t>(to) % kVector == 0) {
+      for (int j = 0; j < n; j += kLanes) E::stream(to + j, entries(j));
+    } else {
+      for (int j = 0; j < n; j += kLanes) E::store(to + j, entries(j));
+    }
+  }
+
+ private:
+  using Raw = typename E::Raw;
+  Raw* row_;
+  bool past_caches_;
+};
+
+struct Maxima {
+  float s, t;
+};
+
+template <class E>
+SADKERN_INLINE Maxima maxima(const typename E::Raw* s, const typename E::Raw* t, int n) {
+  Vec best_s = splat(-kInf), best_t = splat(-kInf);
+  for (int j = 0; j < n; j += kLanes) {
+    best_s = max(E::load(s + j), best_s);
+    best_t = max(E::load(t + j), best_t);
+  }
+  return {max(best_s), max(best_t)};
+}
+
+// The state of one tile of n logits, its exponentials left in exp_s and exp_t. The maxima of the next
+// tile are found meanwhile: that fetches it, and the comparisons fill slots that the polynomials leave.
+template <Divergence D, class E>
+SADKERN_INLINE State tile_state(const typename E::Raw* s, const typename E::Raw* t, int n, Maxima top,
+                                float inv_temperature, float temperature, bool hard, float* exp_s,
+                                float* exp_t, const typename E::Raw* next_s,
+                                const typename E::Raw* next_t, int next_n, Maxima& next_top) {
   State state = State::empty(-kInf);
-  state.max_s = max(best_s);
-  state.max_t = max(best_t);
+  state.max_s = top.s * inv_temperature;
+  state.max_t = top.t * inv_temperature;
   // A tile of banned tokens only: any finite centre makes its exponentials 0.
-  const float centre_s = state.max_s == -kInf ? 0 : max(best_s);
-  const float centre_t = state.max_t == -kInf ? 0 : max(best_t);
+  const Vec centre_s = splat(top.s == -kInf ? 0 : top.s * inv_temperature);
+  const Vec centre_t = splat(top.t == -kInf ? 0 : top.t * inv_temperature);
   Vec sum_s{}, sum_t{}, ent_t{}, cross_t{}, cross_s{};
-  for (int j = 0; j < kTile; j += kLanes) {
-    __builtin_prefetch(next_s + j * entry);
-    __builtin_prefetch(next_t + j * entry);
-    const Vec x_s = load(s + j) - centre_s, x_t = load(t + j) - centre_t;
-    const Vec e_s = exp(x_s), e_t = exp(x_t);
+  Vec best_s = splat(-kInf), best_t = splat(-kInf);
+  const int next_last = (next_n - 1) / kLanes * kLanes;
+  for (int j = 0; j < n; j += kLanes) {
+    const int k = j < next_last ? j : next_last;  // the row's last tile is shorter
+    best_s = max(E::load(next_s + k), best_s);
+    best_t = max(E::load(next_t + k), best_t);
+    __builtin_prefetch(next_s + j + kTile, 0, 2);
+    __builtin_prefetch(next_t + j + kTile, 0, 2);
+    const Vec x_s = multiply_subtract(E::load(s + j), inv_temperature, centre_s);
+    const Vec x_t = multiply_subtract(E::load(t + j), inv_temperature, centre_t);
+    const Vec e_s = exp<E::kExpDegree>(x_s), e_t = exp<E::kExpDegree>(x_t);
     store(exp_s + j, e_s);
     store(exp_t + j, e_t);
     sum_s += e_s;
     sum_t += e_t;
     // Bounded, so that an exponential of 0 gives a moment of 0; the other side's may be -inf in earnest.
-    const Vec low = splat(kExpFloor);
-    ent_t += e_t * max(low, x_t);
+    ent_t += e_t * max(splat(kExpFloor), x_t);
     if constexpr (D == Divergence::forward_kl) {
-      cross_t = e_t > 0.0f ? cross_t + e_t * (x_t - x_s) : cross_t;
+      cross_t = x_t < kExpFloor ? cross_t : cross_t + e_t * (x_t - x_s);
     } else if constexpr (D == Divergence::reverse_kl) {
-      cross_s = e_s > 0.0f ? cross_s + e_s * (x_s - x_t) : cross_s;
+      cross_s = x_s < kExpFloor ? cross_s : cross_s + e_s * (x_s - x_t);
     }
   }
+  next_top = {max(best_s), max(best_t)};
   state.sum_s = sum(sum_s);
   state.sum_t = sum(sum_t);
   state.ent_t = sum(ent_t);
@@ -93,86 +165,86 @@ SADKERN_INLINE State tile_state(const float* s, const float* t, float* exp_s, fl
   state.cross_s = sum(cross_s);
   if (hard) {
     Vec sum_h{};
-    for (int j = 0; j < kTile; j += kLanes) {
-      sum_h += exp((load(s + j) - centre_s) * temperature);
+    for (int j = 0; j < n; j += kLanes) {
+      const Vec x_s = multiply_subtract(E::load(s + j), inv_temperature, centre_s);
+      sum_h += exp(x_s * temperature);
     }
     state.sum_h = sum(sum_h);
   }
   return state;
 }
 
-template <Divergence D>
+template <Divergence D, class E>
 void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_caches) {
-  const char* student = row_pointer(a, a.student, i);
-  const char* teacher = row_pointer(a, a.teacher, i);
-  void* dstudent = a.dstudent.data ? row_pointer(a, a.dstudent, i) : nullptr;
+  const Tiles<E> student(row_pointer(a, a.student, i), a.vocab);
+  const Tiles<E> teacher(row_pointer(a, a.teacher, i), a.vocab);
+  const Gradient<E> gradient(a.dstudent.data ? row_pointer(a, a.dstudent, i) : nullptr, past_caches);
   const int64_t label = a.labels ? a.labels[i] : -1;
   const bool hard = label >= 0;
   const float temperature = a.temperature;
   const float inv_temperature = 1 / temperature;
-  alignas(64) float buffer_s[kTile], buffer_t[kTile], gradient[kTile];
   auto width = [&](int64_t begin) {
     return static_cast<int>(a.vocab - begin < kTile ? a.vocab - begin : kTile);
   };
-  auto load_s = [&](int64_t begin) {
-    return load_tile(student, a.dtype, begin, width(begin), inv_temperature, buffer_s);
-  };
-  auto load_t = [&](int64_t begin) {
-    return load_tile(teacher, a.dtype, begin, width(begin), inv_temperature, buffer_t);
-  };
 
   State state = State::empty(-kInf);
+  Maxima top = maxima<E>(student[0], teacher[0], width(0));
   for (int64_t begin = 0; begin < a.vocab; begin += kTile) {
-    const int64_t entry = size_of(a.dtype), next = (begin + kTile) * entry;
-    const State tile =
-        tile_state<D>(load_s(begin), load_t(begin), scratch.exp_s + begin, scratch.exp_t + begin,
-                      temperature, hard && temperature != 1, student + next, teacher + next, entry);
+    const int64_t next = begin + kTile < a.vocab ? begin + kTile : begin;
+    const State tile = tile_state<D, E>(
+        student[begin], teacher[begin], width(begin), top, inv_temperature, temperature,
+        hard && temperature != 1, scratch.exp_s + begin, scratch.exp_t + begin, student[next],
+        teacher[next], width(next), top);
     scratch.tile_s[begin / kTile] = tile.max_s;
     scratch.tile_t[begin / kTile] = tile.max_t;
     state = merge(state, tile, double{temperature}, Exp{});
   }
   const double log_s = __builtin_log(state.sum_s), log_t = __builtin_log(state.sum_t);
   const double log_h = temperature == 1 ? log_s : __builtin_log(state.sum_h);
-  const float max_s = state.max_s, max_t = state.max_t, lse_h = log_h;
-  // log q = (s - max_s) - lse_s, log p = (t - max_t) - lse_t
+  const float lse_h = log_h;
+  const Vec max_s = splat(state.max_s), max_t = splat(state.max_t);
+  // s - max_s, of which log q is that less lse_s; so for t.
+  auto below_s = [&](const typename E::Raw* s) {
+    return multiply_subtract(E::load(s), inv_temperature, max_s);
+  };
+  auto below_t = [&](const typename E::Raw* t) {
+    return multiply_subtract(E::load(t), inv_temperature, max_t);
+  };
   const float lse_s = log_s, lse_t = log_t;
 
   a.teacher_entropy[i] = teacher_entropy(state, log_t);
   a.cross_entropy[i] = 0;
   if (hard) {
-    const float logit = load_s(label / kTile * kTile)[label % kTile];
-    a.cross_entropy[i] = log_h - double{logit - max_s} * temperature;
+    const Vec near = below_s(student[label / kTile * kTile] + label % kTile / kLanes * kLanes);
+    a.cross_entropy[i] = log_h - double{near[label % kLanes]} * temperature;
   }
   // The same top entry: looked for only in tiles that hold both rows' maxima.
   VecI same_top{};
   for (int64_t begin = 0; begin < a.vocab; begin += kTile) {
-    if (scratch.tile_s[begin / kTile] != max_s || scratch.tile_t[begin / kTile] != max_t) continue;
-    const float *s = load_s(begin), *t = load_t(begin);
-    for (int j = 0; j < kTile; j += kLanes) {
-      same_top |= (load(s + j) == max_s) & (load(t + j) == max_t);
+    if (scratch.tile_s[begin / kTile] != max_s[0] || scratch.tile_t[begin / kTile] != max_t[0]) continue;
+    for (int j = 0; j < width(begin); j += kLanes) {
+      same_top |= (E::load(student[begin] + j) * inv_temperature == max_s) &
+                  (E::load(teacher[begin] + j) * inv_temperature == max_t);
     }
   }
   a.agreement[i] = any(same_top);
 
   const float over_sum_s = 1 / state.sum_s, over_sum_t = 1 / state.sum_t;
   for (int64_t k = 0; k < scratch.tiles; k += kLanes) {
-    const Vec below_s = load(scratch.tile_s + k) - max_s, below_t = load(scratch.tile_t + k) - max_t;
-    store(scratch.tile_s + k, exp(below_s) * over_sum_s);
-    store(scratch.tile_t + k, exp(below_t) * over_sum_t);
+    const Vec shift_s = load(scratch.tile_s + k) - max_s, shift_t = load(scratch.tile_t + k) - max_t;
+    store(scratch.tile_s + k, exp(shift_s) * over_sum_s);
+    store(scratch.tile_t + k, exp(shift_t) * over_sum_t);
   }
   const float scale = a.row_weights[i] * inv_temperature;
   const float hard_scale = a.row_weights[i] * a.ce_weight;
-  // Adds the hard label's gradient to a tile's, and stores it.
-  auto finish = [&](int64_t begin) {
-    if (hard) {
-      const float* s = load_s(begin);
-      for (int j = 0; j < kTile; j += kLanes) {
-        const Vec q = exp((load(s + j) - max_s) * temperature - lse_h);
-        store(gradient + j, load(gradient + j) + hard_scale * q);
-      }
-      if (label / kTile == begin / kTile) gradient[label % kTile] -= hard_scale;
-    }
-    store_tile(dstudent, a.dtype, begin, width(begin), gradient, past_caches);
+  // Writes a tile's gradient, the hard label's added.
+  auto finish = [&](int64_t begin, auto entries) {
+    if (!hard) return gradient.write(begin, width(begin), entries);
+    gradient.write(begin, width(begin), [&](int j) {
+      const Vec q = exp(below_s(student[begin] + j) * temperature - lse_h);
+      const VecI here = lane_indices() + (int)(begin + j) == (int)label;
+      return entries(j) + hard_scale * (here ? q - 1.0f : q);
+    });
   };
 
   // Backwards: what was touched last is still in the nearest cache.
@@ -181,38 +253,37 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
     const float value = D == Divergence::forward_kl ? forward_kl(state, log_s, log_t)
                                                     : reverse_kl(state, log_s, log_t);
     a.per_token[i] = value < 0 ? 0 : value;  // rounding only: a KL is not negative
-    if (!dstudent) return;
+    if (!gradient) return;
     for (int64_t begin = last; begin >= 0; begin -= kTile) {
       const float *exp_s = scratch.exp_s + begin, *exp_t = scratch.exp_t + begin;
       const float to_q = scratch.tile_s[begin / kTile], to_p = scratch.tile_t[begin / kTile];
       if constexpr (D == Divergence::forward_kl) {
         // Linear in (p, q): the row's factor goes into the tile's.
         const float weighted_q = to_q * scale, weighted_p = to_p * scale;
-        for (int j = 0; j < kTile; j += kLanes) {
+        finish(begin, [=](int j) {
           const Vec q = load(exp_s + j) * weighted_q, p = load(exp_t + j) * weighted_p;
-          store(gradient + j, gradient_from_state<D>(Vec{}, Vec{}, p, q, Vec{}));
-        }
+          return gradient_from_state<D>(Vec{}, Vec{}, p, q, Vec{});
+        });
       } else {
-        const float *s = load_s(begin), *t = load_t(begin);
-        for (int j = 0; j < kTile; j += kLanes) {
+        const auto *s = student[begin], *t = teacher[begin];
+        finish(begin, [=](int j) {
           const Vec q = load(exp_s + j) * to_q;
-          const Vec lq = load(s + j) - max_s - lse_s, lp = load(t + j) - max_t - lse_t;
-          store(gradient + j, gradient_from_state<D>(lp, lq, Vec{}, q, splat(value)) * scale);
-        }
+          const Vec lq = below_s(s + j) - lse_s, lp = below_t(t + j) - lse_t;
+          return gradient_from_state<D>(lp, lq, Vec{}, q, splat(value)) * scale;
+        });
       }
-      finish(begin);
     }
   } else {
     double value = 0, sum_qg = 0;
     for (int64_t begin = last; begin >= 0; begin -= kTile) {
       float *exp_s = scratch.exp_s + begin, *exp_t = scratch.exp_t + begin;
       const float to_q = scratch.tile_s[begin / kTile], to_p = scratch.tile_t[begin / kTile];
-      const float *s = load_s(begin), *t = load_t(begin);
+      const auto *s = student[begin], *t = teacher[begin];
       Vec tile_value{}, tile_qg{};
-      for (int j = 0; j < kTile; j += kLanes) {
+      for (int j = 0; j < width(begin); j += kLanes) {
         const Vec q = load(exp_s + j) * to_q, p = load(exp_t + j) * to_p;
-        const Vec lq = load(s + j) - max_s - lse_s, lp = load(t + j) - max_t - lse_t;
-        const Term<Vec> one = term<D>(lp, lq, p, q, a.mix, Log{});
+        const Vec lq = below_s(s + j) - lse_s, lp = below_t(t + j) - lse_t;
+        const Term<Vec> one = term<D, Math>(lp, lq, p, q, a.mix);
         tile_value += one.value;
         tile_qg += one.qg;
         store(exp_s + j, q);  // in place of the exponentials: q and qg
@@ -222,14 +293,11 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
       sum_qg += sum(tile_qg);
     }
     a.per_token[i] = value < 0 ? 0 : value;
-    if (!dstudent) return;
+    if (!gradient) return;
     const float total = sum_qg;
     for (int64_t begin = 0; begin < a.vocab; begin += kTile) {
-      for (int j = 0; j < kTile; j += kLanes) {
-        const Vec q = load(scratch.exp_s + begin + j), qg = load(scratch.exp_t + begin + j);
-        store(gradient + j, (qg - q * total) * scale);
-      }
-      finish(begin);
+      const float *q = scratch.exp_s + begin, *qg = scratch.exp_t + begin;
+      finish(begin, [=](int j) { return (load(qg + j) - load(q + j) * total) * scale; });
     }
   }
 }
@@ -240,7 +308,7 @@ void zero_entries(const SpanKlArgs& a, int64_t i, int64_t from) {
   memset(row + from * size_of(a.dtype), 0, (a.student_vocab - from) * size_of(a.dtype));
 }
 
-template <Divergence D>
+template <Divergence D, class E>
 bool all_rows(const SpanKlArgs& a, int threads) {
   int64_t rows = 1, supervised = 0;
   for (int d = 0; d < a.leading; ++d) rows *= a.sizes[d];
@@ -248,16 +316,18 @@ bool all_rows(const SpanKlArgs& a, int threads) {
   // A gradient that no cache could hold until it is used goes straight to memory.
   const bool past_caches = a.dstudent.data != a.student.data &&
                            supervised * a.vocab * size_of(a.dtype) > (int64_t{8} << 20);
+  const int group = static_cast<int>(a.vocab < 65536 ? 65536 / a.vocab : 1);
   bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
   {
     const Scratch scratch((a.vocab + kTile - 1) / kTile);
     complete = scratch.exp_s != nullptr;
-#pragma omp for schedule(dynamic, 1)
+    // Short rows in groups: the fetching ahead of a row's end then serves the next one.
+#pragma omp for schedule(dynamic, group)
     for (int64_t i = 0; i < rows; ++i) {
       if (!complete) continue;
       if (a.supervised[i]) {
-        one_row<D>(a, i, scratch, past_caches);
+        one_row<D, E>(a, i, scratch, past_caches);
         if (a.student_vocab > a.vocab) zero_entries(a, i, a.vocab);
       } else {
         a.per_token[i] = a.cross_entropy[i] = a.teacher_entropy[i] = 0;
@@ -270,6 +340,16 @@ bool all_rows(const SpanKlArgs& a, int threads) {
   return complete;
 }
 
+template <Divergence D>
+bool any_dtype(const SpanKlArgs& a, int threads) {
+  switch (a.dtype) {
+    case DType::float32: return all_rows<D, Float32>(a, threads);
+    case DType::bfloat16: return all_rows<D, BFloat16>(a, threads);
+    case DType::float16: return all_rows<D, Float16>(a, threads);
+  }
+  return false;
+}
+
 }  // namespace
 
 #define SADKERN_JOIN_(a, b) a##b
@@ -277,12 +357,12 @@ bool all_rows(const SpanKlArgs& a, int threads) {
 
 bool SADKERN_JOIN(span_kl_, SADKERN_ISA)(const SpanKlArgs& a, int threads) {
   switch (a.divergence) {
-    case Divergence::forward_kl: return all_rows<Divergence::forward_kl>(a, threads);
-    case Divergence::reverse_kl: return all_rows<Divergence::reverse_kl>(a, threads);
-    case Divergence::jsd: return all_rows<Divergence::jsd>(a, threads);
-    case Divergence::skew_forward_kl: return all_rows<Divergence::skew_forward_kl>(a, threads);
-    case Divergence::skew_reverse_kl: return all_rows<Divergence::skew_reverse_kl>(a, threads);
-    case Divergence::tvd: return all_rows<Divergence::tvd>(a, threads);
+    case Divergence::forward_kl: return any_dtype<Divergence::forward_kl>(a, threads);
+    case Divergence::reverse_kl: return any_dtype<Divergence::reverse_kl>(a, threads);
+    case Divergence::jsd: return any_dtype<Divergence::jsd>(a, threads);
+    case Divergence::skew_forward_kl: return any_dtype<Divergence::skew_forward_kl>(a, threads);
+    case Divergence::skew_reverse_kl: return any_dtype<Divergence::skew_reverse_kl>(a, threads);
+    case Divergence::tvd: return any_dtype<Divergence::tvd>(a, threads);
   }
   return false;
 }

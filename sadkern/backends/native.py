@@ -7,6 +7,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sadkern.backends import reference
+
 _C: ModuleType | None
 try:
     from sadkern import _C
@@ -15,8 +17,8 @@ except ImportError as error:
     _import_error = str(error)
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-# A smaller output comes from memory that the allocator recycles: nothing to advise on.
-HUGE_PAGE_BYTES = 4 << 20
+# Smaller gradients come from memory that the system's allocator recycles itself.
+RECYCLED_BYTES = 4 << 20
 
 
 def missing() -> str:
@@ -48,6 +50,20 @@ def serves(student: Tensor) -> Exception | None:
     return None
 
 
+def empty_gradient(student: Tensor) -> Tensor:
+    """As `reference.empty_gradient`, of recycled memory where it is large: see csrc/cpu/buffer.h."""
+    if student.nbytes < RECYCLED_BYTES:
+        return reference.empty_gradient(student)
+    memory = core().Buffer(student.nbytes)
+    gradient = torch.frombuffer(memory, dtype=student.dtype).view(student.shape)
+    if (
+        torch.utils.deterministic.fill_uninitialized_memory
+        and torch.are_deterministic_algorithms_enabled()
+    ):
+        gradient.fill_(torch.nan)
+    return gradient
+
+
 def divergence_rows(
     student: Tensor,  # [..., V_s]
     teacher: Tensor,  # [..., V_t]
@@ -67,8 +83,6 @@ def divergence_rows(
         torch.empty(sizes, dtype=torch.float32) for _ in range(3)
     )
     agreement = torch.empty(sizes, dtype=torch.bool)
-    if dstudent is not None and dstudent is not student:
-        _advise_huge_pages(dstudent)
     flags, weights = supervised.contiguous(), row_weights.contiguous()
     hard = labels.contiguous() if labels is not None else None
     s, t = _unit_stride(student), _unit_stride(teacher)
@@ -107,7 +121,3 @@ def _unit_stride(logits: Tensor) -> Tensor:
 def _rows(logits: Tensor) -> tuple[int, list[int]]:
     return logits.data_ptr(), list(logits.stride()[:-1])
 
-
-def _advise_huge_pages(output: Tensor) -> None:
-    if output.nbytes >= HUGE_PAGE_BYTES:
-        core().advise_huge_pages(output.data_ptr(), output.nbytes)

@@ -13,6 +13,11 @@ def serves(student: Tensor) -> None:
     """Any device, any floating dtype."""
 
 
+def empty_gradient(student: Tensor) -> Tensor:
+    """Uninitialised memory for the gradient of `student`, contiguous."""
+    return torch.empty_like(student, memory_format=torch.contiguous_format)
+
+
 def divergence_rows(
     student: Tensor,  # [..., V_s]
     teacher: Tensor,  # [..., V_t]
@@ -54,7 +59,7 @@ def divergence_rows(
         dstudent[~supervised] = 0
         dstudent[supervised] = padded.to(dstudent.dtype)
 
-    entropy = -_times_where_positive(lp.exp(), lp).sum(-1)
+    entropy = -_times_unless_zero(lp.exp(), lp).sum(-1)
     same_top = ((s == s.amax(-1, True)) & (t == t.amax(-1, True))).any(-1)
 
     def spread(rows: Tensor) -> Tensor:
@@ -63,9 +68,9 @@ def divergence_rows(
     return spread(value), spread(cross_entropy), spread(entropy), spread(same_top)
 
 
-def _times_where_positive(x: Tensor, y: Tensor) -> Tensor:
-    """x y where x > 0, else 0: the convention 0 log 0 = 0, also where the logarithm is infinite."""
-    return torch.where(x > 0, x * y, torch.zeros_like(x))
+def _times_unless_zero(x: Tensor, y: Tensor) -> Tensor:
+    """x y, but 0 where x is: the convention 0 log 0 = 0, also where the logarithm is infinite."""
+    return torch.where(x == 0, 0.0, x * y)
 
 
 def _divergence(name: str, lp: Tensor, lq: Tensor, mix: float) -> tuple[Tensor, Tensor]:
@@ -77,23 +82,23 @@ def _divergence(name: str, lp: Tensor, lq: Tensor, mix: float) -> tuple[Tensor, 
     p, q = lp.exp(), lq.exp()
     rest = 1 - mix
     if name == "forward_kl":
-        return _times_where_positive(p, lp - lq).sum(-1), q - p
+        return _times_unless_zero(p, lp - lq).sum(-1), q - p
     if name == "reverse_kl":
-        qg = _times_where_positive(q, lq - lp)
+        qg = _times_unless_zero(q, lq - lp)
         value = qg.sum(-1)
     elif name == "jsd":
         lm = _log_mixture(lq, lp, mix)
-        qg = rest * _times_where_positive(q, lq - lm)
-        value = (mix * _times_where_positive(p, lp - lm) + qg).sum(-1)
+        qg = rest * _times_unless_zero(q, lq - lm)
+        value = (mix * _times_unless_zero(p, lp - lm) + qg).sum(-1)
     elif name == "skew_forward_kl":
         lm = _log_mixture(lq, lp, mix)
-        value = _times_where_positive(p, lp - lm).sum(-1)
-        qg = -rest * _times_where_positive(p, (lq - lm).exp())
+        value = _times_unless_zero(p, lp - lm).sum(-1)
+        qg = -rest * _times_unless_zero(p, (lq - lm).exp())
     elif name == "skew_reverse_kl":
         lm = _log_mixture(lp, lq, mix)
-        kl = _times_where_positive(q, lq - lm)
+        kl = _times_unless_zero(q, lq - lm)
         value = kl.sum(-1)
-        qg = kl - mix * _times_where_positive(q, (lq - lm).exp())
+        qg = kl - mix * _times_unless_zero(q, (lq - lm).exp())
     else:
         value = 0.5 * (p - q).abs().sum(-1)
         qg = 0.5 * q * (q - p).sign()
