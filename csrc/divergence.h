@@ -90,10 +90,19 @@ SADKERN_INLINE R times_unless_zero(R x, R y) {
 template <Divergence D>
 constexpr bool from_state = D == Divergence::forward_kl || D == Divergence::reverse_kl;
 
-template <Divergence D, class R>
-SADKERN_INLINE R gradient_from_state(R lp, R lq, R p, R q, R value) {
-  static_assert(from_state<D>);
-  return D == Divergence::forward_kl ? q - p : times_unless_zero(q, lq - lp - value);
+template <class R>
+SADKERN_INLINE R forward_kl_gradient(R p, R q) {
+  return q - p;
+}
+// q (log q - log p - KL): the normalisers fall out of that. `centred_gap` is
+// (s - max_s) - (t - max_t) less its mean under q, `mean_gap`.
+template <class R>
+SADKERN_INLINE R reverse_kl_gradient(R q, R centred_gap) {
+  return times_unless_zero(q, centred_gap);
+}
+template <class R>
+SADKERN_INLINE R mean_gap(const RowState<R>& a) {
+  return a.cross_s / a.sum_s;
 }
 
 // One entry's share of the other divergences, and qg = q * dD/dq, from which
@@ -104,38 +113,38 @@ struct Term {
   R value, qg;
 };
 
-// log(x / m) from log x and log m. Where x is 0 its logarithm may be infinite: it is bounded below by
-// less than any ratio that has weight, so that x times it is 0.
-template <class Math, class R>
-SADKERN_INLINE R log_ratio(R lx, R lm) {
-  return Math::max(R{} - 104.0f, lx - lm);
-}
-
-// `mix` is beta of jsd or the skew alpha. The skewed KLs carry the difference of their two masses
-// (q - p, summing to zero): it cancels to first order what rounding did to the normalisers, which is
-// all that is left when p is close to q.
+// `mix` is beta of jsd or the skew alpha, `log_ratio` log q - log p, NaN or infinite where p or q is 0.
 //
-// `Math` is the caller's: `log`, finite for 0, and `max(a, b)`, which is b where b is NaN.
+// Logarithms are taken of ratios to the mixture: near p = q these are close to 1 and their logarithms
+// to 0, where log p - log m would cancel. The skewed KLs carry the difference of their two masses
+// (q - p, summing to zero): it cancels to first order what rounding did to the normalisers.
+//
+// `Math` is the caller's: `log` and `reciprocal`, both finite at 0, `abs`, and `max(a, b)`, which is b
+// where either is NaN.
 template <Divergence D, class Math, class R>
-SADKERN_INLINE Term<R> term(R lp, R lq, R p, R q, float mix) {
+SADKERN_INLINE Term<R> term(R p, R q, R log_ratio, float mix) {
   static_assert(!from_state<D>);
   const float rest = 1 - mix;
   if constexpr (D == Divergence::jsd) {
-    const R lm = Math::log(rest * q + mix * p);
-    const R qg = rest * q * log_ratio<Math>(lq, lm);
-    return {mix * p * log_ratio<Math>(lp, lm) + qg, qg};
+    const R over_m = Math::reciprocal(rest * q + mix * p);
+    // One logarithm, of the larger ratio: it is small. The other is further off by |log q - log p|.
+    const R larger = Math::log(Math::max(p, q) * over_m);
+    const R smaller = Math::max(larger - Math::abs(log_ratio), R{} - 104.0f);
+    const R qg = rest * q * (log_ratio > R{} ? larger : smaller);
+    return {mix * p * (log_ratio > R{} ? smaller : larger) + qg, qg};
   } else if constexpr (D == Divergence::skew_forward_kl) {
-    const R m = mix * p + rest * q;
-    const R value = p * log_ratio<Math>(lp, Math::log(m)) + rest * (q - p);
-    return {value, m == R{} ? R{} : -rest * p * (q / m)};
+    const R over_m = Math::reciprocal(mix * p + rest * q);
+    const R ratio = p * over_m;
+    return {p * Math::log(ratio) + rest * (q - p), -rest * q * ratio};
   } else if constexpr (D == Divergence::skew_reverse_kl) {
-    const R m = mix * q + rest * p;
-    const R kl = q * log_ratio<Math>(lq, Math::log(m));
-    return {kl + rest * (p - q), m == R{} ? R{} : kl - mix * q * (q / m)};
+    const R over_m = Math::reciprocal(mix * q + rest * p);
+    const R ratio = q * over_m;
+    const R kl = q * Math::log(ratio);
+    return {kl + rest * (p - q), kl - mix * q * ratio};
   } else {
-    const R half = 0.5f * q;
-    const R gap = q - p;
-    return {0.5f * (gap < R{} ? -gap : gap), gap > R{} ? half : (gap < R{} ? -half : R{})};
+    const R half = 0.5f * q, gap = q - p;
+    return {0.5f * Math::abs(gap),
+            log_ratio > R{} ? half : (log_ratio < R{} ? -half : R{})};
   }
 }
 

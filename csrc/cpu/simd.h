@@ -55,11 +55,13 @@ SADKERN_INLINE Vec max(Vec a, Vec b) {
 #endif
 }
 
-SADKERN_INLINE float sum(Vec v) {
+SADKERN_INLINE double sum(Vec v) {
 #if defined(__AVX512F__)
-  return _mm512_reduce_add_ps((__m512)v);
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v));
+  const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1));
+  return _mm512_reduce_add_pd(_mm512_add_pd(low, high));
 #else
-  float total = 0;
+  double total = 0;
   for (int i = 0; i < kLanes; ++i) total += v[i];
   return total;
 #endif
@@ -77,6 +79,16 @@ SADKERN_INLINE bool any(VecI v) {
   int32_t seen = 0;
   for (int i = 0; i < kLanes; ++i) seen |= v[i];
   return seen != 0;
+}
+
+// v, which the compiler may then not fuse, unrounded, into an addition.
+SADKERN_INLINE Vec rounded(Vec v) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(v));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(v));
+#endif
+  return v;
 }
 
 // a * b - c, rounded once where the processor can.
@@ -118,6 +130,16 @@ SADKERN_INLINE Vec exp(Vec x) {
   }
   poly = poly * f + 1.0f;
   return x < kExpFloor ? Vec{} : from_bits(bits(poly) + (bits(shifted) << 23));
+}
+
+// 1 / x to about 1 ulp for normal x.
+SADKERN_INLINE Vec reciprocal(Vec x) {
+#if defined(__AVX512F__)
+  const Vec guess = (Vec)_mm512_rcp14_ps((__m512)x);
+  return guess + guess * (1.0f - x * guess);
+#else
+  return 1.0f / x;
+#endif
 }
 
 // log x to about 1 ulp for normal x > 0: of x = 2^n (1 + f) with 1 + f in [sqrt 1/2, sqrt 2) it is

@@ -22,6 +22,8 @@ constexpr int kTile = 2048;
 struct Math {
   SADKERN_INLINE static Vec log(Vec x) { return sadkern::log(x); }
   SADKERN_INLINE static Vec max(Vec a, Vec b) { return sadkern::max(a, b); }
+  SADKERN_INLINE static Vec abs(Vec x) { return from_bits(bits(x) & 0x7fffffff); }
+  SADKERN_INLINE static Vec reciprocal(Vec x) { return sadkern::reciprocal(max(splat(1e-37f), x)); }
 };
 struct Exp {
   SADKERN_INLINE double operator()(double x) const { return __builtin_exp(x); }
@@ -203,19 +205,15 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
   const double log_h = temperature == 1 ? log_s : __builtin_log(state.sum_h);
   const float lse_h = log_h;
   const Vec max_s = splat(state.max_s), max_t = splat(state.max_t);
-  // s - max_s, of which log q is that less lse_s; so for t.
-  auto below_s = [&](const typename E::Raw* s) {
-    return multiply_subtract(E::load(s), inv_temperature, max_s);
+  // A side's logits less its maximum.
+  auto below = [&](const typename E::Raw* logits, Vec maximum) {
+    return multiply_subtract(E::load(logits), inv_temperature, maximum);
   };
-  auto below_t = [&](const typename E::Raw* t) {
-    return multiply_subtract(E::load(t), inv_temperature, max_t);
-  };
-  const float lse_s = log_s, lse_t = log_t;
 
   a.teacher_entropy[i] = teacher_entropy(state, log_t);
   a.cross_entropy[i] = 0;
   if (hard) {
-    const Vec near = below_s(student[label / kTile * kTile] + label % kTile / kLanes * kLanes);
+    const Vec near = below(student[label / kTile * kTile] + label % kTile / kLanes * kLanes, max_s);
     a.cross_entropy[i] = log_h - double{near[label % kLanes]} * temperature;
   }
   // The same top entry: looked for only in tiles that hold both rows' maxima.
@@ -241,7 +239,7 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
   auto finish = [&](int64_t begin, auto entries) {
     if (!hard) return gradient.write(begin, width(begin), entries);
     gradient.write(begin, width(begin), [&](int j) {
-      const Vec q = exp(below_s(student[begin] + j) * temperature - lse_h);
+      const Vec q = exp(below(student[begin] + j, max_s) * temperature - lse_h);
       const VecI here = lane_indices() + (int)(begin + j) == (int)label;
       return entries(j) + hard_scale * (here ? q - 1.0f : q);
     });
@@ -254,6 +252,7 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
                                                     : reverse_kl(state, log_s, log_t);
     a.per_token[i] = value < 0 ? 0 : value;  // rounding only: a KL is not negative
     if (!gradient) return;
+    const Vec centre = splat(mean_gap(state));
     for (int64_t begin = last; begin >= 0; begin -= kTile) {
       const float *exp_s = scratch.exp_s + begin, *exp_t = scratch.exp_t + begin;
       const float to_q = scratch.tile_s[begin / kTile], to_p = scratch.tile_t[begin / kTile];
@@ -262,18 +261,23 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
         const float weighted_q = to_q * scale, weighted_p = to_p * scale;
         finish(begin, [=](int j) {
           const Vec q = load(exp_s + j) * weighted_q, p = load(exp_t + j) * weighted_p;
-          return gradient_from_state<D>(Vec{}, Vec{}, p, q, Vec{});
+          return forward_kl_gradient(p, q);
         });
       } else {
         const auto *s = student[begin], *t = teacher[begin];
         finish(begin, [=](int j) {
           const Vec q = load(exp_s + j) * to_q;
-          const Vec lq = below_s(s + j) - lse_s, lp = below_t(t + j) - lse_t;
-          return gradient_from_state<D>(lp, lq, Vec{}, q, splat(value)) * scale;
+          return reverse_kl_gradient(q, below(s + j, max_s) - below(t + j, max_t) - centre) * scale;
         });
       }
     }
   } else {
+    // log q - log p is s - t less a number of the row. Where s and t are close, their difference is
+    // exact; where all of s is far from t, that distance goes first.
+    const float apart = (state.max_s - state.max_t) * temperature;
+    const float offset = -1 < apart && apart < 1 ? 0 : apart;
+    const Vec centre =
+        splat(state.max_s - state.max_t - double{offset} * inv_temperature + log_s - log_t);
     double value = 0, sum_qg = 0;
     for (int64_t begin = last; begin >= 0; begin -= kTile) {
       float *exp_s = scratch.exp_s + begin, *exp_t = scratch.exp_t + begin;
@@ -281,9 +285,11 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
       const auto *s = student[begin], *t = teacher[begin];
       Vec tile_value{}, tile_qg{};
       for (int j = 0; j < width(begin); j += kLanes) {
-        const Vec q = load(exp_s + j) * to_q, p = load(exp_t + j) * to_p;
-        const Vec lq = below_s(s + j) - lse_s, lp = below_t(t + j) - lse_t;
-        const Term<Vec> one = term<D, Math>(lp, lq, p, q, a.mix);
+        // Each rounded by itself: equal logits must give p == q.
+        const Vec q = rounded(load(exp_s + j) * to_q), p = rounded(load(exp_t + j) * to_p);
+        const Vec gap = (E::load(s + j) - offset) - E::load(t + j);
+        const Vec log_ratio = multiply_subtract(gap, inv_temperature, centre);
+        const Term<Vec> one = term<D, Math>(p, q, log_ratio, a.mix);
         tile_value += one.value;
         tile_qg += one.qg;
         store(exp_s + j, q);  // in place of the exponentials: q and qg
