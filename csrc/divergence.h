@@ -105,12 +105,12 @@ SADKERN_INLINE R mean_gap(const RowState<R>& a) {
   return a.cross_s / a.sum_s;
 }
 
-// One entry's share of the other divergences, and qg = q * dD/dq, from which
-//   dD/ds_j = qg_j - q_j * sum_k qg_k.
-// Terms of dD/dq that are constant over the vocabulary fall out and are left out.
+// One entry's share of the other divergences, and g = dD/dq, from which
+//   dD/ds_j = q_j (g_j - sum_k q_k g_k).
+// Terms of g that are constant over the vocabulary fall out and are left out.
 template <class R>
 struct Term {
-  R value, qg;
+  R value, g;
 };
 
 // `mix` is beta of jsd or the skew alpha, `log_ratio` log q - log p, NaN or infinite where p or q is 0.
@@ -129,22 +129,21 @@ SADKERN_INLINE Term<R> term(R p, R q, R log_ratio, float mix) {
     const R over_m = Math::reciprocal(rest * q + mix * p);
     // One logarithm, of the larger ratio: it is small. The other is further off by |log q - log p|.
     const R larger = Math::log(Math::max(p, q) * over_m);
-    const R smaller = Math::max(larger - Math::abs(log_ratio), R{} - 104.0f);
-    const R qg = rest * q * (log_ratio > R{} ? larger : smaller);
-    return {mix * p * (log_ratio > R{} ? smaller : larger) + qg, qg};
+    const R further = Math::abs(Math::max(log_ratio, R{} - 104.0f));
+    const R smaller = Math::max(R{} - 104.0f, larger - further);
+    const R g = rest * (log_ratio > R{} ? larger : smaller);
+    return {mix * p * (log_ratio > R{} ? smaller : larger) + q * g, g};
   } else if constexpr (D == Divergence::skew_forward_kl) {
-    const R over_m = Math::reciprocal(mix * p + rest * q);
-    const R ratio = p * over_m;
-    return {p * Math::log(ratio) + rest * (q - p), -rest * q * ratio};
+    const R ratio = p * Math::reciprocal(mix * p + rest * q);
+    return {p * Math::log(ratio) + rest * (q - p), -rest * ratio};
   } else if constexpr (D == Divergence::skew_reverse_kl) {
-    const R over_m = Math::reciprocal(mix * q + rest * p);
-    const R ratio = q * over_m;
-    const R kl = q * Math::log(ratio);
-    return {kl + rest * (p - q), kl - mix * q * ratio};
+    const R ratio = q * Math::reciprocal(mix * q + rest * p);
+    const R log_of = Math::log(ratio);
+    return {q * log_of + rest * (p - q), log_of - mix * ratio};
   } else {
-    const R half = 0.5f * q, gap = q - p;
-    return {0.5f * Math::abs(gap),
-            log_ratio > R{} ? half : (log_ratio < R{} ? -half : R{})};
+    const R gap = q - p;
+    const R sign = log_ratio > R{} ? R{} + 0.5f : (log_ratio < R{} ? R{} - 0.5f : R{});
+    return {0.5f * Math::abs(gap), sign + 0.0f * gap};  // 0 gap: NaN stays NaN
   }
 }
 

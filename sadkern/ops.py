@@ -79,7 +79,7 @@ def _span_kl(
     check_values(span_ids, len(span_weights), token_weights, labels, vocab)
     wide = torch.promote_types(student.dtype, torch.float32)
     member = reduction.membership(span_ids, len(span_weights))
-    counts = member.flatten(1).sum(-1)
+    counts = reduction.span_sums(member, torch.ones_like(span_ids))
     normaliser = reduction.normaliser(
         counts.to(wide), None if num_tokens is None else num_tokens.to(wide), reduction_name
     )

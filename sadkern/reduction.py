@@ -42,4 +42,4 @@ def row_weights(
 
 def span_sums(member: Tensor, values: Tensor) -> Tensor:
     """[S]: sums of `values` [...] over each span; an infinite row stays in its own span."""
-    return torch.where(member, values, 0.0).flatten(1).sum(-1)
+    return torch.where(member, values, 0).reshape(len(member), -1).sum(-1)

@@ -102,16 +102,27 @@ SADKERN_INLINE Vec multiply_subtract(Vec a, float b, Vec c) {
 #endif
 }
 
-// e^x for x <= 0, as 2^n 2^f with |f| <= 1/2 and a minimax polynomial that is 1 at 0: of degree 6 to
-// about 1 ulp (the polynomial itself: 2e-9 relative), of degree 5 to about 2 (1e-7). Below kExpFloor,
-// where it would not be a normal number, it is 0; NaN stays NaN.
+// x log2(e) - n, for n the integer next to it.
+SADKERN_INLINE Vec exponent_fraction(Vec x, Vec n) {
+#if defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__)
+  return multiply_subtract(x, 1.44269504f, n);
+#else
+  // Without a fused operation the product's rounding would be all that is left: log 2 in two parts, of
+  // which n times the first is exact.
+  return ((x - n * 0.693359375f) + n * 2.12194440e-4f) * 1.44269504f;
+#endif
+}
+
+// e^x for x <= 0, as 2^n 2^f with |f| <= 1/2 and a minimax polynomial that is 1 at 0: of degree 6
+// (2e-9 relative) or 5 (1e-7). Below kExpFloor, where it would not be a normal number, it is 0; NaN
+// stays NaN.
 constexpr float kExpFloor = -87.3f;
 template <int kDegree = 6>
 SADKERN_INLINE Vec exp(Vec x) {
   const Vec shifter = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = x * 1.44269504f + shifter;
   const Vec n = shifted - shifter;
-  const Vec f = multiply_subtract(x, 1.44269504f, n);
+  const Vec f = exponent_fraction(x, n);
   Vec poly;
   if constexpr (kDegree == 6) {
     poly = splat(1.5353361959569156e-4f);

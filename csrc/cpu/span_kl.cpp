@@ -31,18 +31,21 @@ struct Exp {
 
 using State = RowState<double>;
 
-// Of one thread: two rows of whole tiles; per tile its maxima, later what turns its exponentials into
+// Of one thread: two rows of whole tiles; per tile its maxima and what turns its exponentials into
 // probabilities.
 struct Scratch {
   float *exp_s, *exp_t;
   float *tile_s, *tile_t;
+  float *to_q, *to_p;
   int64_t tiles;  // rounded up to whole vectors
 
   explicit Scratch(int64_t row_tiles) : tiles((row_tiles + kLanes - 1) / kLanes * kLanes) {
-    exp_s = static_cast<float*>(aligned_alloc(64, 2 * (row_tiles * kTile + tiles + 16) * 4 / 64 * 64));
+    exp_s = static_cast<float*>(aligned_alloc(64, 2 * (row_tiles * kTile + 2 * tiles + 16) * 4 / 64 * 64));
     exp_t = exp_s + row_tiles * kTile;
     tile_s = exp_t + row_tiles * kTile;
     tile_t = tile_s + tiles;
+    to_q = tile_t + tiles;
+    to_p = to_q + tiles;
   }
   ~Scratch() { free(exp_s); }
 };
@@ -230,8 +233,8 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
   const float over_sum_s = 1 / state.sum_s, over_sum_t = 1 / state.sum_t;
   for (int64_t k = 0; k < scratch.tiles; k += kLanes) {
     const Vec shift_s = load(scratch.tile_s + k) - max_s, shift_t = load(scratch.tile_t + k) - max_t;
-    store(scratch.tile_s + k, exp(shift_s) * over_sum_s);
-    store(scratch.tile_t + k, exp(shift_t) * over_sum_t);
+    store(scratch.to_q + k, exp(shift_s) * over_sum_s);
+    store(scratch.to_p + k, exp(shift_t) * over_sum_t);
   }
   const float scale = a.row_weights[i] * inv_temperature;
   const float hard_scale = a.row_weights[i] * a.ce_weight;
@@ -252,10 +255,9 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
                                                     : reverse_kl(state, log_s, log_t);
     a.per_token[i] = value < 0 ? 0 : value;  // rounding only: a KL is not negative
     if (!gradient) return;
-    const Vec centre = splat(mean_gap(state));
     for (int64_t begin = last; begin >= 0; begin -= kTile) {
       const float *exp_s = scratch.exp_s + begin, *exp_t = scratch.exp_t + begin;
-      const float to_q = scratch.tile_s[begin / kTile], to_p = scratch.tile_t[begin / kTile];
+      const float to_q = scratch.to_q[begin / kTile], to_p = scratch.to_p[begin / kTile];
       if constexpr (D == Divergence::forward_kl) {
         // Linear in (p, q): the row's factor goes into the tile's.
         const float weighted_q = to_q * scale, weighted_p = to_p * scale;
@@ -264,10 +266,16 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
           return forward_kl_gradient(p, q);
         });
       } else {
+        // Gaps as the first sweep took them, from the tile's own maxima: a token that has nearly all of
+        // q is then its mean gap to the last bit.
         const auto *s = student[begin], *t = teacher[begin];
+        const float top_s = scratch.tile_s[begin / kTile], top_t = scratch.tile_t[begin / kTile];
+        const Vec tile_max_s = splat(top_s), tile_max_t = splat(top_t);
+        const double shift = (state.max_s - top_s) - (state.max_t - top_t);
+        const Vec centre = splat(mean_gap(state) + shift);
         finish(begin, [=](int j) {
           const Vec q = load(exp_s + j) * to_q;
-          return reverse_kl_gradient(q, below(s + j, max_s) - below(t + j, max_t) - centre) * scale;
+          return reverse_kl_gradient(q, below(s + j, tile_max_s) - below(t + j, tile_max_t) - centre) * scale;
         });
       }
     }
@@ -278,12 +286,12 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
     const float offset = -1 < apart && apart < 1 ? 0 : apart;
     const Vec centre =
         splat(state.max_s - state.max_t - double{offset} * inv_temperature + log_s - log_t);
-    double value = 0, sum_qg = 0;
+    double value = 0, mean_g = 0;
     for (int64_t begin = last; begin >= 0; begin -= kTile) {
       float *exp_s = scratch.exp_s + begin, *exp_t = scratch.exp_t + begin;
-      const float to_q = scratch.tile_s[begin / kTile], to_p = scratch.tile_t[begin / kTile];
+      const float to_q = scratch.to_q[begin / kTile], to_p = scratch.to_p[begin / kTile];
       const auto *s = student[begin], *t = teacher[begin];
-      Vec tile_value{}, tile_qg{};
+      Vec tile_value{}, tile_g{};
       for (int j = 0; j < width(begin); j += kLanes) {
         // Each rounded by itself: equal logits must give p == q.
         const Vec q = rounded(load(exp_s + j) * to_q), p = rounded(load(exp_t + j) * to_p);
@@ -291,19 +299,19 @@ void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_c
         const Vec log_ratio = multiply_subtract(gap, inv_temperature, centre);
         const Term<Vec> one = term<D, Math>(p, q, log_ratio, a.mix);
         tile_value += one.value;
-        tile_qg += one.qg;
-        store(exp_s + j, q);  // in place of the exponentials: q and qg
-        store(exp_t + j, one.qg);
+        tile_g += q * one.g;
+        store(exp_s + j, q);  // in place of the exponentials: q and g
+        store(exp_t + j, one.g);
       }
       value += sum(tile_value);
-      sum_qg += sum(tile_qg);
+      mean_g += sum(tile_g);
     }
     a.per_token[i] = value < 0 ? 0 : value;
     if (!gradient) return;
-    const float total = sum_qg;
+    const Vec centre_g = splat(mean_g);
     for (int64_t begin = 0; begin < a.vocab; begin += kTile) {
-      const float *q = scratch.exp_s + begin, *qg = scratch.exp_t + begin;
-      finish(begin, [=](int j) { return (load(qg + j) - load(q + j) * total) * scale; });
+      const float *q = scratch.exp_s + begin, *g = scratch.exp_t + begin;
+      finish(begin, [=](int j) { return load(q + j) * (load(g + j) - centre_g) * scale; });
     }
   }
 }

@@ -101,7 +101,7 @@ def _divergence(name: str, lp: Tensor, lq: Tensor, mix: float) -> tuple[Tensor, 
         qg = kl - mix * _times_unless_zero(q, (lq - lm).exp())
     else:
         value = 0.5 * (p - q).abs().sum(-1)
-        qg = 0.5 * q * (q - p).sign()
+        qg = 0.5 * q * ((q - p).sign() + 0 * (q - p))  # 0 (q - p): NaN stays NaN
     return value, qg - q * qg.sum(-1, keepdim=True)
 
 
