@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parent
 # -ffast-math would break -inf and NaN.
 COMMON = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra"]
 COMMON += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-COMMON += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # false alarms from gcc 12's own AVX-512 header
+# False alarms from gcc 12's own AVX-512 header.
+COMMON += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 ISAS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -109,7 +110,7 @@ setup(
     ext_modules=[
         Extension(
             "sadkern._C",
-            ["csrc/bindings.cpp", "csrc/cpu/buffer.cpp", "csrc/cpu/isa.cpp", "csrc/cpu/span_kl.cpp"],
+            [f"csrc/{name}.cpp" for name in ("bindings", "cpu/buffer", "cpu/isa", "cpu/span_kl")],
             optional=True,
         )
     ],

@@ -14,6 +14,7 @@ std::vector<Isa> detect() {
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
     isas.push_back({"avx512", span_kl_avx512});
   }
+  // Every processor with AVX2 has F16C, which older compilers cannot ask for.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     isas.push_back({"avx2", span_kl_avx2});
   }

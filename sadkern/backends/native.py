@@ -51,7 +51,7 @@ def serves(student: Tensor) -> Exception | None:
 
 
 def empty_gradient(student: Tensor) -> Tensor:
-    """As `reference.empty_gradient`, of recycled memory where it is large: see csrc/cpu/buffer.h."""
+    """As `reference.empty_gradient`; large ones of recycled memory, see csrc/cpu/buffer.h."""
     if student.nbytes < RECYCLED_BYTES:
         return reference.empty_gradient(student)
     memory = core().Buffer(student.nbytes)
@@ -120,4 +120,3 @@ def _unit_stride(logits: Tensor) -> Tensor:
 
 def _rows(logits: Tensor) -> tuple[int, list[int]]:
     return logits.data_ptr(), list(logits.stride()[:-1])
-
