@@ -1,6 +1,6 @@
 """The compiled core; csrc/bindings.cpp says what is behind each name."""
 
-from collections.abc import Buffer as _Buffer  # a name of the type checker's; see PEP 688
+from typing_extensions import Buffer as _Buffer
 
 class Buffer(_Buffer):
     def __init__(self, bytes: int) -> None: ...

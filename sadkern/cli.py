@@ -28,7 +28,7 @@ app = typer.Typer(
     }
 )
 def train(context: typer.Context) -> None:
-    """Distil a teacher into a student on a file of trajectories (`train --help` lists all options).
+    """Distil a teacher into a student on a file of trajectories (`train --help` says how).
 
     sadkern train --model_name_or_path student/ --teacher_model_name_or_path teacher/
     --dataset_name trajectories.jsonl --output_dir runs/student

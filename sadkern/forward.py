@@ -54,7 +54,8 @@ def _head_sees(head: nn.Module, rows: Tensor) -> Iterator[list[Tensor]]:
     def keep_rows(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden, *rest = args
         calls.append(rows)
-        return (hidden.flatten(0, -2).index_select(0, rows), *rest)
+        # A model spread over devices may have its head on another one than its inputs.
+        return (hidden.flatten(0, -2).index_select(0, rows.to(hidden.device)), *rest)
 
     handle = head.register_forward_pre_hook(keep_rows)
     try:

@@ -56,10 +56,8 @@ def empty_gradient(student: Tensor) -> Tensor:
         return reference.empty_gradient(student)
     memory = core().Buffer(student.nbytes)
     gradient = torch.frombuffer(memory, dtype=student.dtype).view(student.shape)
-    if (
-        torch.utils.deterministic.fill_uninitialized_memory
-        and torch.are_deterministic_algorithms_enabled()
-    ):
+    poisoned = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    if poisoned and torch.are_deterministic_algorithms_enabled():
         gradient.fill_(torch.nan)
     return gradient
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from . import facts, household, shop
+from . import facts, facts_agent, household, household_agent, shop, shop_agent
 
 MOST_STEPS = 12  # where an episode without success is given up
 
@@ -60,9 +60,9 @@ class Scene(NamedTuple):
 
 
 SCENES = {
-    "household": Scene(household.build, household.agent, household.goals, "paper"),
-    "shop": Scene(shop.build, shop.agent, shop.goals, "paper"),
-    "facts": Scene(facts.build, facts.agent, facts.questions, "react"),
+    "household": Scene(household.build, household_agent.agent, household.goals, "paper"),
+    "shop": Scene(shop.build, shop_agent.agent, shop.goals, "paper"),
+    "facts": Scene(facts.build, facts_agent.agent, facts.questions, "react"),
 }
 
 

@@ -8,8 +8,9 @@ from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from sadkern.evaluate.metrics import cot_match
 from sadkern.forward import supervised_logits
@@ -29,12 +30,13 @@ class Comparison:
     reason_kl: float
     act_kl: float
     action_accuracy: float
+    teacher_action_accuracy: float
     cot_match: float
 
 
 def compare(
-    student: nn.Module,
-    teacher: nn.Module,
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
     examples: Sequence[Example],
     *,
     batch_size: int = 16,
@@ -45,23 +47,25 @@ def compare(
     teacher.eval()
     kl = dict.fromkeys((REASON, ACT), 0.0)
     count = dict.fromkeys((REASON, ACT), 0)
-    right = actions = 0
+    right, actions = [0, 0], 0
     with torch.inference_mode():
         for example in tqdm(examples, desc="comparing", leave=False):
-            ids = torch.as_tensor(example["input_ids"])[None]
-            span_ids = torch.as_tensor(example["span_ids"])
+            ids = torch.as_tensor(example["input_ids"], device=student.device)[None]
+            span_ids = torch.as_tensor(example["span_ids"], device=student.device)
             rows = span_ids.nonzero().squeeze(-1)
             logits = supervised_logits(student, rows, input_ids=ids)
-            teacher_logits = supervised_logits(teacher, rows, input_ids=ids)
-            out = span_kl(logits, teacher_logits.to(logits.dtype), span_ids[rows], reduction="sum")
+            teacher_logits = supervised_logits(teacher, rows, input_ids=ids.to(teacher.device))
+            teacher_logits = teacher_logits.to(logits)
+            out = span_kl(logits, teacher_logits, span_ids[rows], reduction="sum")
             for kind in kl:
                 kl[kind] += out.span_loss[kind - 1].item()
                 count[kind] += int(out.span_count[kind - 1])
-            hit = torch.zeros_like(span_ids, dtype=torch.bool)
-            hit[rows] = logits.argmax(-1) == ids[0, rows + 1]
-            for begin, end in spans_of(example, ACT):
-                right += bool(hit[begin:end].all())
-                actions += 1
+            acts = list(spans_of(example, ACT))
+            actions += len(acts)
+            for side, of_side in enumerate((logits, teacher_logits)):
+                hit = torch.zeros_like(span_ids, dtype=torch.bool)
+                hit[rows] = of_side.argmax(-1) == ids[0, rows + 1]
+                right[side] += sum(bool(hit[begin:end].all()) for begin, end in acts)
     thoughts = [
         (example["input_ids"][: begin + 1], example["input_ids"][end])
         for example in examples
@@ -77,7 +81,8 @@ def compare(
     return Comparison(
         reason_kl=kl[REASON] / max(count[REASON], 1),
         act_kl=kl[ACT] / max(count[ACT], 1),
-        action_accuracy=right / max(actions, 1),
+        action_accuracy=right[0] / max(actions, 1),
+        teacher_action_accuracy=right[1] / max(actions, 1),
         cot_match=sum(matches) / max(len(matches), 1),
     )
 

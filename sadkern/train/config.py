@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
-from sadkern.span_kl import DIVERGENCES
+from sadkern.span_kl import DIVERGENCES, span_kl
+from sadkern.spans import segment
 
 
 @dataclass
 class SADConfig(TrainingArguments):
-    """`transformers.TrainingArguments` and what structured agent distillation adds to them."""
+    """`transformers.TrainingArguments` and what structured agent distillation adds to them.
+
+    ValueError: a setting out of its range, told here rather than in the first step.
+    """
 
     divergence: str = field(
         default="forward_kl",
@@ -22,8 +28,12 @@ class SADConfig(TrainingArguments):
     )
     skew: float = field(default=0.1, metadata={"help": "Of skew_forward_kl and skew_reverse_kl."})
     temperature: float = field(default=1.0, metadata={"help": "Divides both sides' logits."})
-    reason_weight: float = field(default=1.0, metadata={"help": "Of the [REASON] spans' loss."})
-    act_weight: float = field(default=1.0, metadata={"help": "Of the [ACT] spans' loss."})
+    reason_weight: float = field(
+        default=1.0, metadata={"help": "Of the [REASON] spans' loss; 0 leaves them out."}
+    )
+    act_weight: float = field(
+        default=1.0, metadata={"help": "Of the [ACT] spans' loss; 0 leaves them out."}
+    )
     ce_weight: float = field(
         default=0.0, metadata={"help": "Of the cross-entropy to the trajectory's own tokens."}
     )
@@ -33,6 +43,37 @@ class SADConfig(TrainingArguments):
     profile: str = field(
         default="auto", metadata={"help": "How trajectories are written: paper, react or auto."}
     )
-    # Both are how this trainer works rather than choices: its batches carry spans, not labels.
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Not used."})
+    remove_unused_columns: bool = field(
+        default=False,
+        metadata={"help": "Stays False: batches carry spans beside a model's inputs."},
+    )
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "A checkpoint's folder, or 'last': the newest whole one in output_dir, the "
+            "beginning where there is none, so that one command both starts and resumes."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns=True would drop the spans from the batches: expected False"
+            )
+        # Their own checks, on a row of one logit and on an empty text.
+        logits, row = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
+        span_kl(logits, logits, row, labels=row, **self.loss_settings())
+        segment("", self.profile)
+
+    def loss_settings(self) -> dict[str, Any]:
+        """What `span_kl` is told of them."""
+        return {
+            "span_weights": (self.reason_weight, self.act_weight),
+            "divergence": self.divergence,
+            "beta": self.beta,
+            "skew": self.skew,
+            "temperature": self.temperature,
+            "ce_weight": self.ce_weight,
+        }

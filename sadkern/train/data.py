@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,32 +15,49 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sadkern.spans import ACT, REASON, align, segment
+from sadkern.spans.profiles import UNSUPERVISED
 
 logger = logging.getLogger(__name__)
+NAMED = 10  # of many alike, so many are named in a warning
 
 
 def load_trajectories(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file, one trajectory a line, each with a "text".
+    """The records of a JSON Lines file in UTF-8, one trajectory a line, each with a "text".
 
-    A line that is not such a record is named by file and line in a warning, and left out.
-    ValueError: no line is left. FileNotFoundError: no such file.
+    A line that is not such a record is left out, and named by file and line in a warning: one for
+    each fault, with the first lines that have it. ValueError: no line is left. FileNotFoundError:
+    no such file.
     """
-    records, refused = [], 0
-    with open(path, encoding="utf-8", errors="replace") as lines:
+    records: list[dict[str, Any]] = []
+    refused: defaultdict[str, list[int]] = defaultdict(list)
+    # Bytes, so that a line which is not UTF-8 spoils itself and not its neighbours.
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                record = json.loads(line)
-                if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-                    raise ValueError('expected an object with a string "text"')
-                records.append(record)
-            except ValueError as error:
-                refused += 1
-                logger.warning("%s:%d is left out: %s", path, number, error)
+                records.append(_parse(line))
+            except (ValueError, RecursionError) as error:
+                refused[str(error)].append(number)
+    for fault, numbers in refused.items():
+        more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+        places = ", ".join(map(str, numbers[:NAMED])) + more
+        logger.warning("%s:%s left out: %s", path, places, fault)
     if not records:
-        raise ValueError(f"{path} has no trajectory ({refused} lines were left out)")
+        total = sum(map(len, refused.values()))
+        raise ValueError(f"{path} has no trajectory ({total} lines were left out)")
     return records
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    record = json.loads(line.decode("utf-8-sig"))
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise ValueError('expected an object with a string "text"')
+    prompt = record.get("prompt")
+    if not isinstance(prompt, str | None):
+        raise ValueError(f'"prompt" is {type(prompt).__name__}, expected a string')
+    (record["text"] + (prompt or "")).encode()  # half a surrogate pair ("\ud83d") is a ValueError
+    return record
 
 
 def prepare(
@@ -53,26 +70,28 @@ def prepare(
     """Segment and tokenise: `{"input_ids": [T], "span_ids": [T]}` of each trajectory.
 
     Trajectories in which nothing is supervised are left out; how many, and how many supervised
-    tokens `max_length` cut, is logged. Records that have `input_ids` and `span_ids` pass as they
-    are. ValueError: nothing is left.
+    tokens `max_length` cut, is logged. Records that have `input_ids` and `span_ids` are taken as
+    they are. ValueError: nothing is left, or such a record does not hold together.
     """
     examples: list[dict[str, list[int]]] = []
     cut: Counter[int] = Counter()
     empty: list[str] = []
     for number, record in enumerate(tqdm(list(records), desc="segmenting", leave=False)):
+        name = str(record.get("id", number))
         if "input_ids" in record:
-            examples.append({key: list(record[key]) for key in ("input_ids", "span_ids")})
-            continue
-        example = align(segment(record, profile), tokenizer, max_length)
-        cut.update(example.truncated)
-        if any(example.span_ids):
-            examples.append({"input_ids": example.input_ids, "span_ids": example.span_ids})
+            example = _tokenised(record, name)
         else:
-            empty.append(str(record.get("id", number)))
+            aligned = align(segment(record, profile), tokenizer, max_length)
+            cut.update(aligned.truncated)
+            example = {"input_ids": aligned.input_ids, "span_ids": aligned.span_ids}
+        if any(example["span_ids"]):
+            examples.append(example)
+        else:
+            empty.append(name)
     if empty:
         logger.warning(
             "%d trajectories are left out, nothing in them is supervised: %s%s",
-            len(empty), ", ".join(empty[:5]), " ..." if len(empty) > 5 else "",
+            len(empty), ", ".join(empty[:NAMED]), " ..." if len(empty) > NAMED else "",
         )  # fmt: skip
     if cut[REASON] or cut[ACT]:
         logger.warning(
@@ -84,6 +103,26 @@ def prepare(
             "lines such as 'Reasoning: ..' and 'Action: ..', or 'Thought 1: ..' and 'Action 1: ..'"
         )
     return examples
+
+
+def _tokenised(record: Mapping[str, Any], name: str) -> dict[str, list[int]]:
+    input_ids, span_ids = ([int(x) for x in record[key]] for key in ("input_ids", "span_ids"))
+    if len(input_ids) != len(span_ids):
+        raise ValueError(
+            f"trajectory {name} has {len(input_ids)} input_ids and {len(span_ids)} span_ids: "
+            "expected one span id for each token"
+        )
+    if not set(span_ids) <= {UNSUPERVISED, REASON, ACT}:
+        raise ValueError(
+            f"trajectory {name} has span_ids {sorted(set(span_ids))}: expected {UNSUPERVISED} (not "
+            f"supervised), {REASON} (REASON) or {ACT} (ACT)"
+        )
+    if span_ids and span_ids[-1]:
+        raise ValueError(
+            f"trajectory {name} has span id {span_ids[-1]} at its last token, whose row predicts "
+            "nothing: expected span_ids[p] to be the span of token p + 1, and the last one 0"
+        )
+    return {"input_ids": input_ids, "span_ids": span_ids}
 
 
 @dataclass

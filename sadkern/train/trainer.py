@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from sadkern.forward import output_head, supervised_logits
 from sadkern.span_kl import SpanLoss, span_kl
@@ -17,6 +20,10 @@ from sadkern.train.config import SADConfig
 from sadkern.train.data import SpanCollator, prepare
 
 SPANS = {REASON: "reason", ACT: "act"}
+NOT_FINITE = (
+    "expected finite logits of both models (a learning rate too high, or fp16 overflow, are the "
+    "usual causes)"
+)
 
 
 class SADTrainer(Trainer):
@@ -24,16 +31,19 @@ class SADTrainer(Trainer):
 
     Args:
         model: the student, a causal LM of transformers.
-        teacher_model: a causal LM with the same tokenizer, or any `TeacherSource`.
+        teacher_model: a causal LM with the same tokenizer, which is frozen and put on the student's
+            device unless it is spread over devices already, or any `TeacherSource`.
         args: a `SADConfig`.
         train_dataset, eval_dataset: trajectories, each a mapping with a "text" (segmented and
             tokenised here) or with "input_ids" and "span_ids".
         processing_class: the tokenizer; a fast one.
 
     Everything else is `transformers.Trainer`'s. Logged beside its own: the loss's parts `reason/kl`
-    and `act/kl` (nats per token, of the divergence in use), `reason/tokens`, `act/tokens`,
-    `reason/agreement`, `act/agreement` (same most likely token) and `teacher_entropy`. Gradients of
-    accumulated micro-batches and of ranks add up to those of one big batch.
+    and `act/kl` (nats per token, of the divergence in use; with `ce_weight` also `reason/ce` and
+    `act/ce`), `reason/tokens`, `act/tokens`, `reason/agreement`, `act/agreement` (same most likely
+    token) and `teacher_entropy`. An evaluation gives the same with its prefix, over all its tokens.
+    Gradients of accumulated micro-batches and of ranks add up to those of one big batch.
+    ValueError: models or data that do not fit. FloatingPointError: a divergence that is not finite.
     """
 
     args: SADConfig
@@ -48,13 +58,27 @@ class SADTrainer(Trainer):
         processing_class: Any = None,
         **kwargs: Any,
     ):
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {args.n_gpu} devices, and rows cannot be split among them: "
+                "expected one process per device (start with `accelerate launch` or torchrun), or "
+                "one device (CUDA_VISIBLE_DEVICES=0)"
+            )
+        if teacher_model is model:
+            raise ValueError(
+                "the teacher is the student itself, and a teacher is frozen: expected another "
+                "model, such as copy.deepcopy(model)"
+            )
         output_head(model)
-        vocab = model.get_input_embeddings().num_embeddings
+        embeddings = {"student": _embeddings(model)}
         if isinstance(teacher_model, nn.Module):
-            vocab = min(vocab, teacher_model.get_input_embeddings().num_embeddings)
-            self.teacher: TeacherSource = OnlineTeacher(teacher_model.to(args.device))
+            embeddings["teacher"] = _embeddings(teacher_model)
+            if getattr(teacher_model, "hf_device_map", None) is None:
+                teacher_model.to(args.device)
+            self.teacher: TeacherSource = OnlineTeacher(teacher_model)
         else:
             self.teacher = teacher_model
+        smaller = min(embeddings, key=lambda side: embeddings[side])
 
         def examples(
             records: Iterable[Mapping[str, Any]] | None,
@@ -65,10 +89,10 @@ class SADTrainer(Trainer):
                 records, processing_class, profile=args.profile, max_length=args.max_length
             )
             largest = max(max(example["input_ids"]) for example in ready)
-            if largest >= vocab:
+            if largest >= embeddings[smaller]:
                 raise ValueError(
-                    f"token id {largest} is beyond the models' {vocab} embeddings: "
-                    "expected the tokenizer that student and teacher share"
+                    f"token id {largest} is beyond the {smaller}'s {embeddings[smaller]} "
+                    "embeddings: expected the tokenizer that student and teacher share"
                 )
             return ready
 
@@ -82,8 +106,10 @@ class SADTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        # compute_loss divides by the counts of the whole accumulated batch itself.
+        # compute_loss divides by the counts of the whole accumulated batch itself. The second line
+        # says so to versions of transformers that do not know the first.
         self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
         self._meters = {"train": Meter(), "eval": Meter()}
 
     def compute_loss(
@@ -97,23 +123,22 @@ class SADTrainer(Trainer):
         forward = {"input_ids": input_ids, "attention_mask": inputs["attention_mask"]}
         teacher = self.teacher(rows, **forward)
         student = supervised_logits(model, rows, **forward)
+        kinds = span_ids.flatten()[rows]
         out = span_kl(
             student,
-            teacher.to(student.dtype),
-            span_ids.flatten()[rows],
-            span_weights=(self.args.reason_weight, self.args.act_weight),
-            divergence=self.args.divergence,
-            beta=self.args.beta,
-            skew=self.args.skew,
-            temperature=self.args.temperature,
+            teacher.to(student.device, student.dtype),
+            kinds,
             num_tokens=num_items_in_batch,
             # The last row of a trajectory is never supervised, so row + 1 is the next token.
             labels=input_ids.flatten()[rows + 1] if self.args.ce_weight else None,
-            ce_weight=self.args.ce_weight,
+            # Nobody else needs the logits. A model that does for its own backward pass is told by
+            # autograd, which sees that they were written to.
+            inplace=student.requires_grad,
+            **self.args.loss_settings(),
         )
         self._check_finite(out, rows, input_ids.shape[1])
         mode = "train" if model.training else "eval"
-        self._meters[mode].add(out, span_ids.flatten()[rows])
+        self._meters[mode].add(out, kinds, with_ce=bool(self.args.ce_weight))
         return (out.loss, out) if return_outputs else out.loss
 
     def _check_finite(self, out: SpanLoss, rows: Tensor, length: int) -> None:
@@ -122,8 +147,7 @@ class SADTrainer(Trainer):
             row = rows[~out.per_token.isfinite()][0].item()
             raise FloatingPointError(
                 f"step {self.state.global_step}: the divergence of trajectory {row // length} of "
-                f"the batch at token {row % length} is not finite: expected finite logits of both "
-                "models (a learning rate too high, or fp16 overflow, are the usual causes)"
+                f"the batch at token {row % length} is not finite: {NOT_FINITE}"
             )
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
@@ -149,13 +173,48 @@ class SADTrainer(Trainer):
             loss = self.compute_loss(model, self._prepare_inputs(inputs))
         return loss, None, None
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
-        prefix = "eval_" if mode == "eval" else ""
-        measured = self._meters[mode].drain(self.accelerator)
-        super().log(
-            {**logs, **{prefix + key: value for key, value in measured.items()}}, start_time
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        self._meters["eval"] = Meter()
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
+        measured = self._measured("eval")
+        # The loss over all tokens: the mean of the batches' own would depend on how they were cut.
+        weights = {"reason": self.args.reason_weight, "act": self.args.act_weight}
+        measured["loss"] = sum(
+            weight * measured.get(f"{name}/kl", 0.0)
+            + weight * self.args.ce_weight * measured.get(f"{name}/ce", 0.0)
+            for name, weight in weights.items()
+        )
+        named = {f"{metric_key_prefix}_{key}": value for key, value in measured.items()}
+        return output._replace(metrics={**(output.metrics or {}), **named})
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # "train_loss" is the summary at the end, which takes the steps since the last log.
+        if "loss" in logs or "train_loss" in logs:
+            logs = {**logs, **self._measured("train")}
+        super().log(logs, start_time)
+
+    def _measured(self, mode: str) -> dict[str, float]:
+        measured = self._meters[mode].drain(self.accelerator)
+        wrong = [key for key, value in measured.items() if not math.isfinite(value)]
+        if wrong:
+            raise FloatingPointError(
+                f"{', '.join(wrong)} not finite in the {mode} batches up to step "
+                f"{self.state.global_step}: {NOT_FINITE}"
+            )
+        return measured
+
+
+def _embeddings(model: Any) -> int:
+    return model.get_input_embeddings().num_embeddings
 
 
 class Meter:
@@ -164,12 +223,14 @@ class Meter:
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, out: SpanLoss, span_ids: Tensor) -> None:
+    def add(self, out: SpanLoss, span_ids: Tensor, with_ce: bool) -> None:
         for kind, name in SPANS.items():
             member = span_ids == kind
             self._sum(f"{name}/tokens", member)
             self._sum(f"{name}/kl", torch.where(member, out.per_token, 0))
             self._sum(f"{name}/agreement", member & out.agreement)
+            if with_ce:
+                self._sum(f"{name}/ce", torch.where(member, out.cross_entropy, 0))
         self._sum("teacher_entropy", out.teacher_entropy)
 
     def _sum(self, name: str, values: Tensor) -> None:
@@ -184,13 +245,11 @@ class Meter:
         totals = accelerator.reduce(torch.stack([self.sums[name] for name in names]))
         found = dict(zip(names, totals.tolist(), strict=True))
         self.sums = {}
-        measured: dict[str, float] = {}
-        for name in SPANS.values():
-            count = found[f"{name}/tokens"]
-            measured[f"{name}/tokens"] = count
-            for key in (f"{name}/kl", f"{name}/agreement"):
-                if count:
-                    measured[key] = found[key] / count
-        rows = sum(found[f"{name}/tokens"] for name in SPANS.values())
-        measured["teacher_entropy"] = found["teacher_entropy"] / max(rows, 1)
+        counts = {name: found.pop(f"{name}/tokens") for name in SPANS.values()}
+        measured = {f"{name}/tokens": count for name, count in counts.items()}
+        rows = sum(counts.values())
+        for key, total in found.items():
+            count = counts.get(key.split("/")[0], rows)
+            if count:
+                measured[key] = total / count
         return measured

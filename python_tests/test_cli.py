@@ -1,0 +1,181 @@
+"""The command line from end to end, on models small enough to be made here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+
+import pytest
+import torch
+from small_models import RECORDS, small_model, small_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
+
+from sadkern import __version__
+from sadkern.cli import app
+from sadkern.train.script import last_checkpoint
+
+
+def sadkern(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Models this small are slower on two threads, and slower by far on a machine that is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Student, teacher and trajectories in a folder; the student as most are saved, in bfloat16."""
+    small_model(0).to(torch.bfloat16).save_pretrained(tmp_path / "student")
+    small_model(1, hidden=24, scale=2.0).save_pretrained(tmp_path / "teacher")
+    for side in ("student", "teacher"):
+        small_tokenizer().save_pretrained(tmp_path / side)
+    lines = [json.dumps(record) for record in RECORDS]
+    (tmp_path / "train.jsonl").write_text("\n".join([*lines[:6], "{cut off", ""]))
+    (tmp_path / "eval.jsonl").write_text("\n".join(lines[6:]))
+    return tmp_path
+
+
+def train(folder, *options):
+    return sadkern(
+        "train",
+        "--model_name_or_path", folder / "student",
+        "--teacher_model_name_or_path", folder / "teacher",
+        "--dataset_name", folder / "train.jsonl",
+        "--output_dir", folder / "out",
+        "--logging_steps", 1, "--learning_rate", 1e-2, "--use_cpu",
+        *options,
+    )  # fmt: skip
+
+
+def history(folder):
+    return json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
+
+
+def test_train_from_files_to_a_student_that_loads_back(files, caplog):
+    with caplog.at_level(logging.WARNING):
+        done = train(files, "--eval_dataset_name", files / "eval.jsonl", "--max_steps", 12)
+    assert done.exception is None, done.exception
+    assert f"{files / 'train.jsonl'}:7 left out" in caplog.text
+
+    *steps, summary, evaluation = history(files)
+    assert [entry["step"] for entry in steps] == list(range(1, 13))
+    for key in ("reason/kl", "act/kl"):
+        assert steps[-1][key] < 0.8 * steps[0][key]
+    for entry in steps:  # the two spans are the loss
+        assert entry["loss"] == pytest.approx(entry["reason/kl"] + entry["act/kl"], rel=1e-4)
+    assert "train_runtime" in summary
+    assert evaluation["eval_loss"] == pytest.approx(
+        evaluation["eval_reason/kl"] + evaluation["eval_act/kl"]
+    )
+
+    student = AutoModelForCausalLM.from_pretrained(files / "out")
+    assert student.dtype == torch.float32  # trained in float32 whatever it was saved in
+    assert (
+        AutoTokenizer.from_pretrained(files / "out")("mug")["input_ids"]
+        == (AutoTokenizer.from_pretrained(files / "student")("mug")["input_ids"])
+    )
+    assert not torch.equal(
+        student.lm_head.weight, small_model(0).to(torch.bfloat16).float().lm_head.weight
+    )
+
+
+def test_the_same_command_goes_on_after_an_interruption(files):
+    options = ("--save_steps", 2, "--lr_scheduler_type", "constant")
+    last = ("--resume_from_checkpoint", "last")
+    assert last_checkpoint(files / "out") is None
+    assert train(files, *options, *last, "--max_steps", 2).exception is None  # nothing there yet
+    # Killed while it wrote: weights, but not what is written last.
+    shutil.copytree(files / "out" / "checkpoint-2", files / "out" / "checkpoint-10")
+    (files / "out" / "checkpoint-10" / "trainer_state.json").unlink()
+    assert last_checkpoint(files / "out") == str(files / "out" / "checkpoint-2")
+    assert train(files, *options, *last, "--max_steps", 4).exception is None
+    resumed = history(files)
+    assert train(files, *options, "--max_steps", 4).exception is None
+    whole = history(files)
+    kls = [[(e["step"], e["act/kl"]) for e in log if "loss" in e] for log in (resumed, whole)]
+    assert kls[0] == kls[1]
+    assert [step for step, _ in kls[0]] == [1, 2, 3, 4]
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    for step in (9, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-100")
+
+
+def test_a_teacher_of_another_tokenizer_is_refused(files):
+    path = files / "teacher" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocab = content["model"]["vocab"]
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    path.write_text(json.dumps(content))
+    error = train(files).exception
+    assert isinstance(error, ValueError)
+    one, other = re.search(r"is (\d+) to \S+student and (\d+) to \S+teacher", str(error)).groups()
+    assert {int(one), int(other)} == {vocab["a"], vocab["b"]}
+
+
+def test_what_was_added_to_a_tokenizer_may_differ(files):
+    # A relative that calls its end of text by another name.
+    teacher = AutoTokenizer.from_pretrained(files / "teacher")
+    teacher.add_special_tokens({"pad_token": "<pad>"})
+    teacher.save_pretrained(files / "teacher")
+    assert train(files, "--max_steps", 1).exception is None
+
+
+def test_a_teacher_without_a_tokenizer_is_told(files, caplog):
+    for path in (files / "teacher").glob("tokenizer*"):
+        path.unlink()
+    with caplog.at_level(logging.WARNING):
+        done = train(files, "--max_steps", 1)
+    assert done.exception is None, done.exception
+    assert "teacher has no tokenizer: it is taken to have the student's" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--dataset_name", "missing.jsonl"], "No such file or directory: 'missing.jsonl'"),
+        (["--divergence", "kl"], "divergence='kl': expected one of forward_kl"),
+        (["--temprature", 2], "--temprature"),
+    ],
+)
+def test_errors_are_told_in_a_line_before_a_model_is_loaded(files, options, message):
+    shutil.rmtree(files / "student")
+    done = train(files, *options)
+    assert done.exit_code == 2
+    assert message in done.output.splitlines()[-1]
+    assert "Traceback" not in done.output
+
+
+def test_help_teaches(tmp_path):
+    done = sadkern("train", "--help")
+    assert done.exit_code == 0
+    for what in (
+        "sadkern train --model_name_or_path",
+        '{"text": "Thought 1: Who wrote it?\\nAction 1: Search[Emma]',
+        "reason/kl and act/kl",
+        "--divergence",
+        "--resume_from_checkpoint last",
+        "Every other option of transformers.TrainingArguments",
+    ):
+        assert what in done.output
+    assert "--adam_beta1" not in done.output
+    assert len(done.output.splitlines()) < 200
+
+
+def test_info_says_what_is_built():
+    done = sadkern("info")
+    assert done.exit_code == 0
+    assert done.output.startswith(f"sadkern {__version__}\n")
+    assert "native:" in done.output
