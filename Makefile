@@ -1,0 +1,39 @@
+# `make demo` and `make test` do everything on a fresh machine; `make` says what else there is.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+help:  ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## a teacher is trained, a student distilled from it and measured (minutes)
+	$(BIN)/sadkern demo
+
+test: $(INSTALLED)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(INSTALLED)  ## the slow tests: a real 135M model, the demonstration at full length
+	$(BIN)/python -m pytest -m slow -s
+
+bench: $(INSTALLED)  ## speed beside PyTorch, in one run, as ratios
+	$(BIN)/python -m pytest bench/bench_logits.py --benchmark-enable --benchmark-columns=median,iqr,rounds -q
+
+lint: $(INSTALLED)  ## style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:  ## remove what was built and installed
+	rm -rf $(VENV) build *.egg-info sadkern/_C*.so
+
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
+	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "sadkern needs Python 3.10 or newer with venv (Debian, Ubuntu: apt install python3-venv); got $$($(PYTHON) --version 2>&1)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,test,lint]'
+	touch $@
+
+.PHONY: help demo test slow bench lint clean

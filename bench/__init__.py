@@ -1,0 +1,1 @@
+"""Benchmarks: one file per question asked, `common` for how it is asked."""

@@ -1,0 +1,66 @@
+"""How a benchmark asks: peers in turns in one run, ratios of medians, traffic against copying.
+
+Times on a shared machine are noise, so every round runs every contestant once, and what is reported
+is the ratio of their medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Run = Callable[[], object]
+
+
+def hardware() -> str:
+    """The processor's name and the number of threads in use."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{names[0] if names else 'unknown processor'}, {torch.get_num_threads()} threads"
+
+
+def in_turns(
+    benchmark: Any, ours: Run, peers: dict[str, Run], *, reset: Run, rounds: int = 15
+) -> dict[str, float]:
+    """Median seconds of `ours`, under "ours", and of each peer, all run once in every round.
+
+    `reset` runs before every timing, unmeasured. With benchmarks disabled everything runs once and
+    the result is empty.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in peers}
+
+    def run_peers() -> None:
+        for name, peer in peers.items():
+            reset()
+            start = time.perf_counter()
+            peer()
+            seconds[name].append(time.perf_counter() - start)
+        reset()
+
+    benchmark.pedantic(ours, setup=run_peers, rounds=rounds, warmup_rounds=2)
+    if not benchmark.enabled:
+        return {}
+    medians = {name: statistics.median(times[2:]) for name, times in seconds.items()}
+    return {"ours": benchmark.stats.stats.median, **medians}
+
+
+def copying(like: Tensor) -> Run:
+    """Copies as many bytes as `like` has: the memory's speed, at two transfers a byte."""
+    source, target = torch.ones_like(like), torch.empty_like(like)
+    return lambda: target.copy_(source)
+
+
+def check_precision(ours: Tensor, exact: Tensor, torchs: Tensor) -> None:
+    """Refuses to time what is wrong: error <= 2x plain PyTorch's at the same dtype, + eps."""
+    error, allowed = ((x.double() - exact).abs().max().item() for x in (ours, torchs))
+    eps = torch.finfo(ours.dtype).eps * exact.abs().max().item()
+    assert error <= 2 * allowed + eps, f"error {error:.2e}, PyTorch's {allowed:.2e}"

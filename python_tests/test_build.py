@@ -1,0 +1,157 @@
+"""The build: what it leaves out, refuses and promises, with a compiler and without one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sadkern import build_info
+
+ROOT = Path(__file__).resolve().parents[1]
+SETUP = ROOT / "setup.py"
+COMPILER = shutil.which(os.environ.get("CXX", "c++"))
+
+pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs setup.py beside the tests")
+
+
+def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Build the extension into a folder of its own."""
+    into = ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
+    return subprocess.run(
+        [sys.executable, str(SETUP), "-q", "build_ext", *into],
+        capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    if COMPILER is None:
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.mktemp("build")
+    done = build(folder, SADKERN_NATIVE="1")
+    assert done.returncode == 0, done.stderr
+    assert "warning" not in done.stdout + done.stderr
+    return folder
+
+
+def test_flags_keep_nan_and_run_anywhere(built):
+    commands = (built / "temp" / "build.ninja").read_text()
+    assert "-O3" in commands
+    for flag in ("-march=native", "-ffast-math", "-Ofast", "-ffinite-math-only"):
+        assert flag not in commands
+
+
+def test_no_function_of_one_instruction_set_can_replace_anothers(built):
+    """Weak symbols are merged by the linker: one compiled for AVX-512 must not serve everyone."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm")
+    objects = sorted((built / "temp").glob("span_kl_*.o"))
+    assert [path.stem for path in objects][-1] == "span_kl_baseline"
+    for path in objects:
+        listed = subprocess.run(
+            ["nm", "--defined-only", "--extern-only", "-C", path],
+            capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+        names = [line.split(maxsplit=2)[1:] for line in listed.splitlines()]
+        names = [name for name in names if not name[1].startswith("DW.ref.")]  # only data
+        assert names == [["T", f"sadkern::{path.stem}(sadkern::SpanKlArgs const&, int)"]]
+
+
+def test_the_core_includes_no_torch_header():
+    for path in (ROOT / "csrc").rglob("*.[ch]*"):
+        for header in re.findall(r"#include\s+[<\"](.+)[>\"]", path.read_text()):
+            assert not re.match(r"(torch|ATen|c10|cuda)", header), path
+
+
+def test_without_a_compiler_the_package_installs_all_the_same(tmp_path):
+    done = build(tmp_path, CXX="no-such-compiler")
+    assert done.returncode == 0
+    assert "run on its reference backend" in done.stderr
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SADKERN_NATIVE": "1", "CXX": "no-such-compiler"}, "core could not be built"),
+        ({"SADKERN_CUDA": "1"}, "this version has no CUDA kernels: expected auto or 0"),
+        ({"SADKERN_NATIVE": "yes"}, "SADKERN_NATIVE='yes': expected auto, 0 or 1"),
+        ({"SADKERN_CUDA": "no"}, "SADKERN_CUDA='no': expected auto, 0 or 1"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(tmp_path, environment, message):
+    done = build(tmp_path, **environment)
+    assert done.returncode != 0
+    assert message in done.stderr
+
+
+def test_the_core_can_be_left_out(tmp_path):
+    done = build(tmp_path, SADKERN_NATIVE="0", CXX="no-such-compiler")
+    assert done.returncode == 0, done.stderr
+    assert not list(tmp_path.rglob("*.so"))
+
+
+def python(script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True, text=True, env={**os.environ, **environment}, check=False,
+    )  # fmt: skip
+
+
+def test_without_the_core_the_reference_serves_and_says_so_once():
+    done = python(
+        """
+import sys, warnings
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sadkern._C":
+            raise ImportError("no _C")
+sys.meta_path.insert(0, Absent())
+import torch
+from sadkern import build_info, span_kl
+assert set(build_info()) == {"native"} and "missing (no _C)" in build_info()["native"]
+s, t, ids = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([1])
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    values = [span_kl(s, t, ids).loss.item() for _ in range(3)]
+assert values == [values[0]] * 3 and abs(values[0] - 0.12011450) < 1e-7, values
+assert [str(w.message) for w in caught] == [
+    "sadkern runs on its slow reference backend: the compiled core is missing (no _C)"
+], caught
+try:
+    span_kl(s, t, ids, backend="native")
+except RuntimeError as error:
+    print(error)
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert "backend='native': the compiled core is missing (no _C)" in done.stdout
+    assert "C++17 compiler" in done.stdout
+
+
+needs_core = pytest.mark.skipif(not build_info().get("isas"), reason="needs the compiled core")
+
+
+@needs_core
+def test_build_info_says_what_was_built_and_chosen():
+    info = build_info()
+    assert info["native"] is True
+    assert info["isas"][-1] == "baseline"
+    assert info["isa"] in info["isas"]
+    assert {"compiler", "openmp", "cuda"} <= set(info)
+
+
+@needs_core
+def test_the_environment_chooses_the_instruction_set():
+    script = "from sadkern import build_info; print(build_info()['isa'])"
+    assert python(script, SADKERN_ISA="baseline").stdout == "baseline\n"
+    assert python(script, SADKERN_ISA="").stdout == f"{build_info()['isas'][0]}\n"
+    done = python(script, SADKERN_ISA="mmx")
+    assert done.returncode != 0
+    assert "instruction set 'mmx' cannot run here; expected one of: " in done.stderr
