@@ -33,20 +33,26 @@ def in_turns(
 ) -> dict[str, float]:
     """Median seconds of `ours`, under "ours", and of each peer, all run once in every round.
 
-    `reset` runs before every timing, unmeasured. With benchmarks disabled everything runs once and
-    the result is empty.
+    `reset` runs before every timing, unmeasured. In its turn each runs twice and is timed the
+    second time: what the one before it left behind (cold caches, memory for the system to reclaim)
+    is not its own cost. With benchmarks disabled everything runs and the result is empty.
     """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
 
-    def run_peers() -> None:
+    def once(run: Run) -> float:
+        reset()
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    def before_ours() -> None:
         for name, peer in peers.items():
-            reset()
-            start = time.perf_counter()
-            peer()
-            seconds[name].append(time.perf_counter() - start)
+            once(peer)
+            seconds[name].append(once(peer))
+        once(ours)
         reset()
 
-    benchmark.pedantic(ours, setup=run_peers, rounds=rounds, warmup_rounds=2)
+    benchmark.pedantic(ours, setup=before_ours, rounds=rounds, warmup_rounds=2)
     if not benchmark.enabled:
         return {}
     medians = {name: statistics.median(times[2:]) for name, times in seconds.items()}

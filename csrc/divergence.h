@@ -128,7 +128,8 @@ struct Term {
 // to 0, where log p - log m would cancel. The skewed KLs carry the difference of their two masses
 // (q - p, summing to zero): it cancels to first order what rounding did to the normalisers.
 //
-// `Math` is the caller's: `log` and `reciprocal`, both finite at 0, and `abs`.
+// `Math` is the caller's: `log` and `reciprocal`, both finite at 0, and `abs`. Where p or q is NaN the value
+// is, g need not be.
 template <Divergence D, class Math, class R>
 SADKERN_INLINE Term<R> term(R p, R q, R log_ratio, float mix) {
   static_assert(!from_state<D>);
@@ -147,7 +148,7 @@ SADKERN_INLINE Term<R> term(R p, R q, R log_ratio, float mix) {
   } else {
     const R gap = q - p;
     const R sign = log_ratio > R{} ? R{} + 0.5f : (log_ratio < R{} ? R{} - 0.5f : R{});
-    return {0.5f * Math::abs(gap), sign + 0.0f * gap};  // 0 gap: NaN stays NaN
+    return {0.5f * Math::abs(gap), sign};
   }
 }
 

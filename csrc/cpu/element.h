@@ -1,6 +1,6 @@
 // Elements of logits as the kernels see them: a vector of fp32, whatever stands in memory.
 // Each type says how `load` widens and `store` rounds kLanes entries; `stream` bypasses the caches.
-// `kExpDegree`: what keeps the exponential's error well below the type's own rounding.
+// `kExpDegree`, `kLogDegree`: what keeps their errors well below the type's own rounding.
 #pragma once
 
 #include "../dtype.h"
@@ -12,7 +12,7 @@ namespace {
 struct Float32 {
   using Raw = float;
   static constexpr Raw kNegInf = -kInf;
-  static constexpr int kExpDegree = 6;
+  static constexpr int kExpDegree = 6, kLogDegree = 9;
   SADKERN_INLINE static Vec load(const Raw* from) { return sadkern::load(from); }
   SADKERN_INLINE static void store(Raw* to, Vec v) { sadkern::store(to, v); }
   SADKERN_INLINE static void stream(Raw* to, Vec v) { sadkern::stream(to, v); }
@@ -45,7 +45,7 @@ SADKERN_INLINE Half narrow(VecU v) {
 struct BFloat16 {
   using Raw = uint16_t;
   static constexpr Raw kNegInf = 0xff80;
-  static constexpr int kExpDegree = 5;
+  static constexpr int kExpDegree = 5, kLogDegree = 7;
 #if defined(__AVX512F__)
   // One shuffle each way: entry k goes to, or comes from, the upper half of lane k.
   SADKERN_INLINE static Vec load(const Raw* from) {
@@ -79,7 +79,7 @@ struct BFloat16 {
 struct Float16 {
   using Raw = uint16_t;
   static constexpr Raw kNegInf = 0xfc00;
-  static constexpr int kExpDegree = 5;
+  static constexpr int kExpDegree = 5, kLogDegree = 7;
 #if defined(__AVX512F__)
   SADKERN_INLINE static Vec load(const Raw* from) {
     return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));

@@ -23,9 +23,9 @@ SADKERN_INLINE char* row_pointer(const SpanKlArgs& a, const Rows& rows, int64_t 
 template <class E>
 class Tiles {
  public:
-  Tiles(const void* row, int64_t vocab)
-      : row_(static_cast<const Raw*>(row)),
-        whole_(vocab % kLanes == 0 ? vocab : vocab / kTile * kTile) {
+  void open(const void* row, int64_t vocab) {
+    row_ = static_cast<const Raw*>(row);
+    whole_ = vocab % kLanes == 0 ? vocab : vocab / kTile * kTile;
     const int rest = static_cast<int>(vocab - whole_);
     if (rest == 0) return;
     memcpy(end_, row_ + whole_, rest * sizeof(Raw));
@@ -37,8 +37,8 @@ class Tiles {
 
  private:
   using Raw = typename E::Raw;
-  const Raw* row_;
-  int64_t whole_;
+  const Raw* row_ = nullptr;
+  int64_t whole_ = 0;
   alignas(64) Raw end_[kTile + kLanes];
 };
 
@@ -46,8 +46,10 @@ class Tiles {
 template <class E>
 class Gradient {
  public:
-  Gradient(void* row, bool past_caches) : row_(static_cast<Raw*>(row)), past_caches_(past_caches) {}
-  explicit operator bool() const { return row_; }
+  void open(void* row, bool past_caches) {
+    row_ = static_cast<Raw*>(row);
+    past_caches_ = past_caches;
+  }
 
   // Entries [begin, begin + n), of which `entries(j)` gives the vector at begin + j.
   template <class F>
@@ -67,8 +69,8 @@ class Gradient {
 
  private:
   using Raw = typename E::Raw;
-  Raw* row_;
-  bool past_caches_;
+  Raw* row_ = nullptr;
+  bool past_caches_ = false;
 };
 
 }  // namespace

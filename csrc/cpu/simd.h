@@ -153,21 +153,34 @@ SADKERN_INLINE Vec reciprocal(Vec x) {
 #endif
 }
 
-// log x to about 1 ulp for normal x > 0: of x = 2^n (1 + f) with 1 + f in [sqrt 1/2, sqrt 2) it is
-// n log 2 + f + f^2 Q(f), Q the minimax polynomial of degree 7 (relative error 3e-8). log 0 comes out
-// as about -88, a number that 0 can be multiplied by; NaN stays NaN.
+// log x for normal x > 0: of x = 2^n (1 + f) with 1 + f in [sqrt 1/2, sqrt 2) it is n log 2 + f + f^2 Q(f),
+// Q a minimax polynomial that makes it one of degree 9 (relative error 3e-8) or 7 (2e-6, and less by
+// f^3 near 1). log 0 comes out as about -88, a number that 0 can be multiplied by; so does some number
+// of a NaN.
+template <int kDegree = 9>
 SADKERN_INLINE Vec log(Vec x) {
   const VecI exponent = (bits(x) - 0x3f3504f3) >> 23;
   const Vec f = from_bits(bits(x) - (exponent << 23)) - 1.0f;
-  Vec poly = splat(8.734845370e-2f);
-  poly = poly * f - 1.430752277e-1f;
-  poly = poly * f + 1.491797268e-1f;
-  poly = poly * f - 1.657050848e-1f;
-  poly = poly * f + 1.996207237e-1f;
-  poly = poly * f - 2.500175536e-1f;
-  poly = poly * f + 3.333395123e-1f;
-  poly = poly * f - 4.999999106e-1f;
-  const Vec of_mantissa = f * f * poly + (f + (x - x));
+  Vec poly;
+  if constexpr (kDegree == 9) {
+    poly = splat(8.734845370e-2f);
+    poly = poly * f - 1.430752277e-1f;
+    poly = poly * f + 1.491797268e-1f;
+    poly = poly * f - 1.657050848e-1f;
+    poly = poly * f + 1.996207237e-1f;
+    poly = poly * f - 2.500175536e-1f;
+    poly = poly * f + 3.333395123e-1f;
+    poly = poly * f - 4.999999106e-1f;
+  } else {
+    static_assert(kDegree == 7);
+    poly = splat(1.178190187e-1f);
+    poly = poly * f - 1.840719134e-1f;
+    poly = poly * f + 2.044218779e-1f;
+    poly = poly * f - 2.494383305e-1f;
+    poly = poly * f + 3.332086205e-1f;
+    poly = poly * f - 0.5f;
+  }
+  const Vec of_mantissa = f * f * poly + f;
   return __builtin_convertvector(exponent, Vec) * 0.693147181f + of_mantissa;
 }
 

@@ -17,8 +17,9 @@
 namespace sadkern {
 namespace {
 
+template <class E>
 struct Math {
-  SADKERN_INLINE static Vec log(Vec x) { return sadkern::log(x); }
+  SADKERN_INLINE static Vec log(Vec x) { return sadkern::log<E::kLogDegree>(x); }
   SADKERN_INLINE static Vec abs(Vec x) { return from_bits(bits(x) & 0x7fffffff); }
   SADKERN_INLINE static Vec reciprocal(Vec x) { return sadkern::reciprocal(sadkern::max(splat(1e-37f), x)); }
 };
@@ -45,141 +46,183 @@ struct Scratch {
   ~Scratch() { free(exp_s); }
 };
 
+// A row at work: `read` finds everything but the gradient, `write` then writes that.
 template <Divergence D, class E>
-void one_row(const SpanKlArgs& a, int64_t i, const Scratch& scratch, bool past_caches) {
-  const Tiles<E> student(row_pointer(a, a.student, i), a.vocab);
-  const Tiles<E> teacher(row_pointer(a, a.teacher, i), a.vocab);
-  const Gradient<E> gradient(a.dstudent.data ? row_pointer(a, a.dstudent, i) : nullptr, past_caches);
-  const int64_t label = a.labels ? a.labels[i] : -1;
-  const bool hard = label >= 0;
-  const float temperature = a.temperature;
-  const float inv_temperature = 1 / temperature;
-  auto width = [&](int64_t begin) {
-    return static_cast<int>(a.vocab - begin < kTile ? a.vocab - begin : kTile);
-  };
+class Row {
+ public:
+  Row(const SpanKlArgs& a, bool past_caches)
+      : a_(a), past_caches_(past_caches), inv_temperature_(1 / a.temperature),
+        scratch_((a.vocab + kTile - 1) / kTile) {}
+  bool has_memory() const { return scratch_.exp_s; }
 
-  auto tile_at = [&](int64_t begin) -> Tile<E> {
-    return {student[begin], teacher[begin], width(begin)};
-  };
+  void read(int64_t i) {
+    student_.open(row_pointer(a_, a_.student, i), a_.vocab);
+    teacher_.open(row_pointer(a_, a_.teacher, i), a_.vocab);
+    if (a_.dstudent.data) gradient_.open(row_pointer(a_, a_.dstudent, i), past_caches_);
+    label_ = a_.labels ? a_.labels[i] : -1;
+    scale_ = a_.row_weights[i] * inv_temperature_;
+    hard_scale_ = a_.row_weights[i] * a_.ce_weight;
 
-  State state = State::empty(-kInf);
-  Maxima top = maxima<E>(tile_at(0));
-  for (int64_t begin = 0; begin < a.vocab; begin += kTile) {
-    const int64_t next = begin + kTile < a.vocab ? begin + kTile : begin;
-    const State tile = tile_state<D, E>(tile_at(begin), top, temperature, hard && temperature != 1,
-                                        scratch.exp_s + begin, scratch.exp_t + begin, tile_at(next), top);
-    scratch.tile_s[begin / kTile] = tile.max_s;
-    scratch.tile_t[begin / kTile] = tile.max_t;
-    state = merge(state, tile, double{temperature}, Exp{});
+    const State state = first_sweep();
+    const double log_s = __builtin_log(state.sum_s), log_t = __builtin_log(state.sum_t);
+    const double log_h = a_.temperature == 1 ? log_s : __builtin_log(state.sum_h);
+    lse_h_ = log_h;
+    max_s_ = splat(state.max_s);
+    const Vec max_t = splat(state.max_t);
+    a_.teacher_entropy[i] = teacher_entropy(state, log_t);
+    a_.cross_entropy[i] = 0;
+    if (label_ >= 0) {
+      const Vec near = below_max(student_[label_ / kTile * kTile] + label_ % kTile / kLanes * kLanes);
+      a_.cross_entropy[i] = log_h - double{near[label_ % kLanes]} * a_.temperature;
+    }
+    a_.agreement[i] = same_top(max_t);
+
+    const float over_sum_s = 1 / state.sum_s, over_sum_t = 1 / state.sum_t;
+    for (int64_t k = 0; k < scratch_.tiles; k += kLanes) {
+      const Vec shift_s = load(scratch_.tile_s + k) - max_s_, shift_t = load(scratch_.tile_t + k) - max_t;
+      store(scratch_.to_q + k, exp(shift_s) * over_sum_s);
+      store(scratch_.to_p + k, exp(shift_t) * over_sum_t);
+    }
+    double value;
+    if constexpr (D == Divergence::forward_kl) {
+      value = forward_kl(state, log_s, log_t);
+    } else if constexpr (D == Divergence::reverse_kl) {
+      value = reverse_kl(state, log_s, log_t);
+      // A tile's gaps are from its own maxima.
+      centre_ = mean_gap(state) + state.max_s - state.max_t;
+    } else {
+      value = second_sweep(state, log_s, log_t);
+    }
+    a_.per_token[i] = value < 0 ? 0 : value;  // rounding only: a divergence is not negative
   }
-  const double log_s = __builtin_log(state.sum_s), log_t = __builtin_log(state.sum_t);
-  const double log_h = temperature == 1 ? log_s : __builtin_log(state.sum_h);
-  const float lse_h = log_h;
-  const Vec max_s = splat(state.max_s), max_t = splat(state.max_t);
-  // A side's logits less its maximum.
-  auto below = [&](const typename E::Raw* logits, Vec maximum) {
-    return multiply_subtract(E::load(logits), inv_temperature, maximum);
-  };
 
-  a.teacher_entropy[i] = teacher_entropy(state, log_t);
-  a.cross_entropy[i] = 0;
-  if (hard) {
-    const Vec near = below(student[label / kTile * kTile] + label % kTile / kLanes * kLanes, max_s);
-    a.cross_entropy[i] = log_h - double{near[label % kLanes]} * temperature;
+  void write() const {
+    const int64_t end = (a_.vocab + kTile - 1) / kTile;
+    // In the other direction than the sweep before: what was touched last is in the nearest cache.
+    for (int64_t k = 0; k < end; ++k) write((from_state<D> ? end - 1 - k : k) * kTile);
   }
-  // The same top entry: looked for only in tiles that hold both rows' maxima.
-  VecI same_top{};
-  for (int64_t begin = 0; begin < a.vocab; begin += kTile) {
-    if (scratch.tile_s[begin / kTile] != max_s[0] || scratch.tile_t[begin / kTile] != max_t[0]) continue;
-    for (int j = 0; j < width(begin); j += kLanes) {
-      same_top |= (E::load(student[begin] + j) * inv_temperature == max_s) &
-                  (E::load(teacher[begin] + j) * inv_temperature == max_t);
+
+ private:
+  // The gradient of one tile.
+  SADKERN_INLINE void write(int64_t begin) const {
+    const float *exp_s = scratch_.exp_s + begin, *exp_t = scratch_.exp_t + begin;
+    const float to_q = scratch_.to_q[begin / kTile], to_p = scratch_.to_p[begin / kTile];
+    const float scale = scale_;
+    if constexpr (D == Divergence::forward_kl) {
+      // Linear in (p, q): the row's factor goes into the tile's.
+      const float weighted_q = to_q * scale, weighted_p = to_p * scale;
+      finish(begin, [=](int j) {
+        const Vec q = load(exp_s + j) * weighted_q, p = load(exp_t + j) * weighted_p;
+        return forward_kl_gradient(p, q);
+      });
+    } else if constexpr (D == Divergence::reverse_kl) {
+      const double tile_s = scratch_.tile_s[begin / kTile], tile_t = scratch_.tile_t[begin / kTile];
+      const double centre = centre_ - tile_s + tile_t;
+      const Vec high = splat(centre), low = splat(centre - float(centre));
+      finish(begin, [=](int j) {
+        const Vec q = load(exp_s + j) * to_q;
+        return reverse_kl_gradient(q, load(exp_t + j) - high - low) * scale;
+      });
+    } else {
+      const Vec mean_g = splat(centre_);
+      finish(begin, [=](int j) {
+        const Vec q = load(exp_s + j), g = load(exp_t + j);
+        return q * (g - mean_g) * scale;
+      });
     }
   }
-  a.agreement[i] = any(same_top);
 
-  const float over_sum_s = 1 / state.sum_s, over_sum_t = 1 / state.sum_t;
-  for (int64_t k = 0; k < scratch.tiles; k += kLanes) {
-    const Vec shift_s = load(scratch.tile_s + k) - max_s, shift_t = load(scratch.tile_t + k) - max_t;
-    store(scratch.to_q + k, exp(shift_s) * over_sum_s);
-    store(scratch.to_p + k, exp(shift_t) * over_sum_t);
-  }
-  const float scale = a.row_weights[i] * inv_temperature;
-  const float hard_scale = a.row_weights[i] * a.ce_weight;
-  // Writes a tile's gradient, the hard label's added.
-  auto finish = [&](int64_t begin, auto entries) {
-    if (!hard) return gradient.write(begin, width(begin), entries);
-    gradient.write(begin, width(begin), [&](int j) {
-      const Vec q = exp(below(student[begin] + j, max_s) * temperature - lse_h);
-      const VecI here = lane_indices() + (int)(begin + j) == (int)label;
-      return entries(j) + hard_scale * (here ? q - 1.0f : q);
+  // Writes a tile's entries, the hard label's gradient added.
+  template <class F>
+  SADKERN_INLINE void finish(int64_t begin, F entries) const {
+    if (label_ < 0) return gradient_.write(begin, width(begin), entries);
+    gradient_.write(begin, width(begin), [&](int j) {
+      const Vec q = exp(below_max(student_[begin] + j) * a_.temperature - lse_h_);
+      const VecI here = lane_indices() + (int)(begin + j) == (int)label_;
+      return entries(j) + hard_scale_ * (here ? q - 1.0f : q);
     });
-  };
+  }
 
-  // Backwards: what was touched last is still in the nearest cache.
-  const int64_t last = (a.vocab - 1) / kTile * kTile;
-  if constexpr (from_state<D>) {
-    const float value = D == Divergence::forward_kl ? forward_kl(state, log_s, log_t)
-                                                    : reverse_kl(state, log_s, log_t);
-    a.per_token[i] = value < 0 ? 0 : value;  // rounding only: a KL is not negative
-    if (!gradient) return;
-    for (int64_t begin = last; begin >= 0; begin -= kTile) {
-      const float *exp_s = scratch.exp_s + begin, *exp_t = scratch.exp_t + begin;
-      const float to_q = scratch.to_q[begin / kTile], to_p = scratch.to_p[begin / kTile];
-      if constexpr (D == Divergence::forward_kl) {
-        // Linear in (p, q): the row's factor goes into the tile's.
-        const float weighted_q = to_q * scale, weighted_p = to_p * scale;
-        finish(begin, [=](int j) {
-          const Vec q = load(exp_s + j) * weighted_q, p = load(exp_t + j) * weighted_p;
-          return forward_kl_gradient(p, q);
-        });
-      } else {
-        // Gaps as the first sweep took them: a token that has nearly all of q is then its mean gap to
-        // the last bit.
-        const auto *s = student[begin], *t = teacher[begin];
-        const double tile_s = scratch.tile_s[begin / kTile], tile_t = scratch.tile_t[begin / kTile];
-        const Gap gap_of(tile_s, tile_t, temperature);
-        const double centre = mean_gap(state) + (state.max_s - tile_s) - (state.max_t - tile_t);
-        const Vec high = splat(centre), low = splat(centre - float(centre));
-        finish(begin, [=](int j) {
-          const Vec q = load(exp_s + j) * to_q;
-          const Vec gap = gap_of(E::load(s + j), E::load(t + j));
-          return reverse_kl_gradient(q, gap - high - low) * scale;
-        });
-      }
+  SADKERN_INLINE State first_sweep() {
+    const bool soften = label_ >= 0 && a_.temperature != 1;  // hard labels know no temperature
+    State state = State::empty(-kInf);
+    Maxima top = maxima<E>(tile_at(0));
+    for (int64_t begin = 0; begin < a_.vocab; begin += kTile) {
+      const int64_t next = begin + kTile < a_.vocab ? begin + kTile : begin;
+      const State tile =
+          tile_state<D, E>(tile_at(begin), top, a_.temperature, soften, scratch_.exp_s + begin,
+                           scratch_.exp_t + begin, tile_at(next), top);
+      scratch_.tile_s[begin / kTile] = tile.max_s;
+      scratch_.tile_t[begin / kTile] = tile.max_t;
+      state = merge(state, tile, double{a_.temperature}, Exp{});
     }
-  } else {
-    const Gap gap_of(state.max_s, state.max_t, temperature);
+    return state;
+  }
+
+  // The value of a divergence of mixtures; leaves q and g in place of the exponentials.
+  SADKERN_INLINE double second_sweep(const State& state, double log_s, double log_t) {
+    const Gap gap_of(state.max_s, state.max_t, a_.temperature);
     const float log_ratio = log_ratio_of_sums(state, log_s, log_t);
     double value = 0, mean_g = 0;
-    for (int64_t begin = last; begin >= 0; begin -= kTile) {
-      float *exp_s = scratch.exp_s + begin, *exp_t = scratch.exp_t + begin;
-      const float to_q = scratch.to_q[begin / kTile], to_p = scratch.to_p[begin / kTile];
-      const auto *s = student[begin], *t = teacher[begin];
+    // Backwards, see `write`.
+    for (int64_t begin = (a_.vocab - 1) / kTile * kTile; begin >= 0; begin -= kTile) {
+      float *exp_s = scratch_.exp_s + begin, *exp_t = scratch_.exp_t + begin;
+      const float to_q = scratch_.to_q[begin / kTile], to_p = scratch_.to_p[begin / kTile];
+      const auto [s, t, n] = tile_at(begin);
       Sum<false> tile_value, tile_g;
-      for (int j = 0; j < width(begin); j += kLanes) {
+      for (int j = 0; j < n; j += kLanes) {
         // Each rounded by itself: equal logits must give p == q.
         const Vec q = rounded(load(exp_s + j) * to_q), p = rounded(load(exp_t + j) * to_p);
         const Vec gap = gap_of(E::load(s + j), E::load(t + j));
-        const Term<Vec> one = term<D, Math>(p, q, gap - log_ratio, a.mix);
+        const Term<Vec> one = term<D, Math<E>>(p, q, gap - log_ratio, a_.mix);
         tile_value.add(one.value);
         tile_g.add(q * one.g);
-        store(exp_s + j, q);  // in place of the exponentials: q and g
+        store(exp_s + j, q);
         store(exp_t + j, one.g);
         if ((j + kLanes) % kRun == 0) tile_value.end_run(), tile_g.end_run();
       }
       value += tile_value.value();
       mean_g += tile_g.value();
     }
-    a.per_token[i] = value < 0 ? 0 : value;
-    if (!gradient) return;
-    const Vec centre_g = splat(mean_g);
-    for (int64_t begin = 0; begin < a.vocab; begin += kTile) {
-      const float *q = scratch.exp_s + begin, *g = scratch.exp_t + begin;
-      finish(begin, [=](int j) { return load(q + j) * (load(g + j) - centre_g) * scale; });
-    }
+    centre_ = mean_g + 0 * value;  // a NaN of the teacher's need not have reached g
+    return value;
   }
-}
+
+  // Whether the same entry is on top: looked for only in tiles that hold both sides' maxima.
+  SADKERN_INLINE bool same_top(Vec max_t) const {
+    VecI found{};
+    for (int64_t begin = 0; begin < a_.vocab; begin += kTile) {
+      if (scratch_.tile_s[begin / kTile] != max_s_[0] || scratch_.tile_t[begin / kTile] != max_t[0]) continue;
+      const auto [s, t, n] = tile_at(begin);
+      for (int j = 0; j < n; j += kLanes) {
+        found |= (E::load(s + j) * inv_temperature_ == max_s_) & (E::load(t + j) * inv_temperature_ == max_t);
+      }
+    }
+    return any(found);
+  }
+
+  // The student's logits less their maximum.
+  SADKERN_INLINE Vec below_max(const typename E::Raw* logits) const {
+    return multiply_subtract(E::load(logits), inv_temperature_, max_s_);
+  }
+  SADKERN_INLINE int width(int64_t begin) const {
+    return static_cast<int>(a_.vocab - begin < kTile ? a_.vocab - begin : kTile);
+  }
+  SADKERN_INLINE Tile<E> tile_at(int64_t begin) const {
+    return {student_[begin], teacher_[begin], width(begin)};
+  }
+
+  const SpanKlArgs& a_;
+  const bool past_caches_;
+  const float inv_temperature_;
+  const Scratch scratch_;
+  Tiles<E> student_, teacher_;
+  Gradient<E> gradient_;
+  int64_t label_ = -1;
+  float scale_ = 0, hard_scale_ = 0, lse_h_ = 0;
+  double centre_ = 0;  // what the gradient subtracts, a mean over the row
+  Vec max_s_{};
+};
 
 void zero_entries(const SpanKlArgs& a, int64_t i, int64_t from) {
   if (!a.dstudent.data) return;
@@ -199,15 +242,16 @@ bool all_rows(const SpanKlArgs& a, int threads) {
   bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
   {
-    const Scratch scratch((a.vocab + kTile - 1) / kTile);
-    complete = scratch.exp_s != nullptr;
+    Row<D, E> row(a, past_caches);
+    complete = row.has_memory();
     // Short rows in groups: the fetching ahead of a row's end then serves the next one.
 #pragma omp for schedule(dynamic, group)
     for (int64_t i = 0; i < rows; ++i) {
       if (!complete) continue;
       if (a.supervised[i]) {
-        one_row<D, E>(a, i, scratch, past_caches);
-        if (a.student_vocab > a.vocab) zero_entries(a, i, a.vocab);
+        row.read(i);
+        if (a.dstudent.data) row.write();
+        zero_entries(a, i, a.vocab);
       } else {
         a.per_token[i] = a.cross_entropy[i] = a.teacher_entropy[i] = 0;
         a.agreement[i] = 0;

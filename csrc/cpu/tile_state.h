@@ -84,7 +84,8 @@ struct Gap {
   }
 };
 
-// The state of one tile, its exponentials left in exp_s and exp_t. The maxima of the next tile are
+// The state of one tile, its exponentials left in exp_s and exp_t (of reverse KL, which needs no p, its
+// gaps in exp_t). The maxima of the next tile are
 // found meanwhile: that fetches it, and the comparisons fill slots that the polynomials leave.
 template <Divergence D, class E>
 SADKERN_INLINE State tile_state(Tile<E> tile, Maxima top, float temperature, bool hard, float* exp_s,
@@ -112,7 +113,7 @@ SADKERN_INLINE State tile_state(Tile<E> tile, Maxima top, float temperature, boo
     const Vec x_t = multiply_subtract(E::load(t + j), inv_temperature, centre_t);
     const Vec e_s = exp<E::kExpDegree>(x_s), e_t = exp<E::kExpDegree>(x_t);
     store(exp_s + j, e_s);
-    store(exp_t + j, e_t);
+    if constexpr (D != Divergence::reverse_kl) store(exp_t + j, e_t);
     sum_s.add(e_s);
     sum_t.add(e_t);
     // Bounded, so that an exponential of 0 gives a moment of 0; the other side's may be -inf in earnest.
@@ -122,6 +123,7 @@ SADKERN_INLINE State tile_state(Tile<E> tile, Maxima top, float temperature, boo
     } else if constexpr (D == Divergence::reverse_kl || D == Divergence::tvd) {
       const Vec gap = gap_of(E::load(s + j), E::load(t + j));
       cross_s.add(x_s < kExpFloor ? Vec{} : e_s * gap);
+      if constexpr (D == Divergence::reverse_kl) store(exp_t + j, gap);
       if constexpr (D == Divergence::tvd) cross_t.add(x_t < kExpFloor ? Vec{} : e_t * gap * -1.0f);
     }
     if ((j + kLanes) % kRun == 0) {
