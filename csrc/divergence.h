@@ -121,15 +121,15 @@ struct Term {
   R value, g;
 };
 
-// `mix` is beta of jsd or the skew alpha. `log_ratio`, of which tvd takes the sign, is log q - log p: near
-// p = q that has more digits than q - p; it is NaN or infinite where p or q is 0.
+// `mix` is beta of jsd or the skew alpha. `log_ratio`, of which tvd takes the sign, is log q - log p:
+// near p = q that has more digits than q - p; it is NaN or infinite where p or q is 0.
 //
 // Logarithms are taken of ratios to the mixture: near p = q these are close to 1 and their logarithms
 // to 0, where log p - log m would cancel. The skewed KLs carry the difference of their two masses
 // (q - p, summing to zero): it cancels to first order what rounding did to the normalisers.
 //
-// `Math` is the caller's: `log` and `reciprocal`, both finite at 0, and `abs`. Where p or q is NaN the value
-// is, g need not be.
+// `Math` is the caller's: `log` and `reciprocal`, both finite at 0, and `abs`. Where p or q is NaN, so is
+// the value; g need not be.
 template <Divergence D, class Math, class R>
 SADKERN_INLINE Term<R> term(R p, R q, R log_ratio, float mix) {
   static_assert(!from_state<D>);

@@ -153,8 +153,8 @@ SADKERN_INLINE Vec reciprocal(Vec x) {
 #endif
 }
 
-// log x for normal x > 0: of x = 2^n (1 + f) with 1 + f in [sqrt 1/2, sqrt 2) it is n log 2 + f + f^2 Q(f),
-// Q a minimax polynomial that makes it one of degree 9 (relative error 3e-8) or 7 (2e-6, and less by
+// log x for normal x > 0: of x = 2^n (1 + f) with 1 + f in [sqrt 1/2, sqrt 2) it is
+// n log 2 + f + f^2 Q(f), Q a minimax polynomial that makes it one of degree 9 (relative error 3e-8) or 7 (2e-6, and less by
 // f^3 near 1). log 0 comes out as about -88, a number that 0 can be multiplied by; so does some number
 // of a NaN.
 template <int kDegree = 9>

@@ -21,7 +21,9 @@ template <class E>
 struct Math {
   SADKERN_INLINE static Vec log(Vec x) { return sadkern::log<E::kLogDegree>(x); }
   SADKERN_INLINE static Vec abs(Vec x) { return from_bits(bits(x) & 0x7fffffff); }
-  SADKERN_INLINE static Vec reciprocal(Vec x) { return sadkern::reciprocal(sadkern::max(splat(1e-37f), x)); }
+  SADKERN_INLINE static Vec reciprocal(Vec x) {
+    return sadkern::reciprocal(sadkern::max(splat(1e-37f), x));
+  }
 };
 struct Exp {
   SADKERN_INLINE double operator()(double x) const { return __builtin_exp(x); }
@@ -36,7 +38,8 @@ struct Scratch {
   int64_t tiles;  // rounded up to whole vectors
 
   explicit Scratch(int64_t row_tiles) : tiles((row_tiles + kLanes - 1) / kLanes * kLanes) {
-    exp_s = static_cast<float*>(aligned_alloc(64, 2 * (row_tiles * kTile + 2 * tiles + 16) * 4 / 64 * 64));
+    const int64_t floats = 2 * (row_tiles * kTile) + 4 * tiles;
+    exp_s = static_cast<float*>(aligned_alloc(64, (4 * floats + 63) / 64 * 64));
     exp_t = exp_s + row_tiles * kTile;
     tile_s = exp_t + row_tiles * kTile;
     tile_t = tile_s + tiles;
@@ -79,9 +82,8 @@ class Row {
 
     const float over_sum_s = 1 / state.sum_s, over_sum_t = 1 / state.sum_t;
     for (int64_t k = 0; k < scratch_.tiles; k += kLanes) {
-      const Vec shift_s = load(scratch_.tile_s + k) - max_s_, shift_t = load(scratch_.tile_t + k) - max_t;
-      store(scratch_.to_q + k, exp(shift_s) * over_sum_s);
-      store(scratch_.to_p + k, exp(shift_t) * over_sum_t);
+      store(scratch_.to_q + k, exp(load(scratch_.tile_s + k) - max_s_) * over_sum_s);
+      store(scratch_.to_p + k, exp(load(scratch_.tile_t + k) - max_t) * over_sum_t);
     }
     double value;
     if constexpr (D == Divergence::forward_kl) {
@@ -192,10 +194,12 @@ class Row {
   SADKERN_INLINE bool same_top(Vec max_t) const {
     VecI found{};
     for (int64_t begin = 0; begin < a_.vocab; begin += kTile) {
-      if (scratch_.tile_s[begin / kTile] != max_s_[0] || scratch_.tile_t[begin / kTile] != max_t[0]) continue;
+      const float tile_s = scratch_.tile_s[begin / kTile], tile_t = scratch_.tile_t[begin / kTile];
+      if (tile_s != max_s_[0] || tile_t != max_t[0]) continue;
       const auto [s, t, n] = tile_at(begin);
       for (int j = 0; j < n; j += kLanes) {
-        found |= (E::load(s + j) * inv_temperature_ == max_s_) & (E::load(t + j) * inv_temperature_ == max_t);
+        found |= (E::load(s + j) * inv_temperature_ == max_s_) &
+                 (E::load(t + j) * inv_temperature_ == max_t);
       }
     }
     return any(found);
