@@ -7,7 +7,6 @@ student distilled from the teacher -> both compared on trajectories that neither
 from __future__ import annotations
 
 import json
-import logging
 import resource
 import time
 from dataclasses import asdict
@@ -29,7 +28,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.utils import logging as transformers_logging
 
 from sadkern.evaluate import Comparison, compare
 from sadkern.train import SADConfig, SADTrainer, load_trajectories, prepare
@@ -45,8 +43,6 @@ def main(output_dir: Path, seed: int) -> dict[str, Any]:
     """Run it, print the table, and leave models, `demo.json` and `demo.png` in `output_dir`."""
     start = time.perf_counter()
     console = Console()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("sadkern").setLevel(logging.ERROR)
     set_seed(seed)
 
     shipped = resources.files("sadkern.demo") / "trajectories.jsonl"
