@@ -1,9 +1,14 @@
-"""What every test shares: poisoned memory, seeds, and the precision rule."""
+"""What tests share: poisoned memory, a seed, instruction sets, threads."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+
+from sadkern import build_info
+from sadkern.backends import native
+
+ISAS = build_info().get("isas", [])
 
 
 @pytest.fixture(autouse=True)
@@ -15,3 +20,20 @@ def _poisoned_memory():
     assert torch.empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Each instruction set that this processor runs, in turn."""
+    native.core().choose_isa(request.param)
+    yield request.param
+    native.core().choose_isa(ISAS[0])
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Models as small as tests' are slower on two, and slower by far on a machine that is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

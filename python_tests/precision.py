@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from sadkern import span_kl
 
+BACKENDS = ["reference", "native"]
+HALVES = [torch.bfloat16, torch.float16]
 DIVERGENCES = {  # name -> (divergence, its parameter)
     "forward_kl": ("forward_kl", 0.0),
     "reverse_kl": ("reverse_kl", 0.0),

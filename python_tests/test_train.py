@@ -17,14 +17,7 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from sadkern.spans import ACT, REASON
 from sadkern.train import SADConfig, SADTrainer, SpanCollator, load_trajectories, prepare
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Models this small are slower on two threads, and slower by far on a machine that is busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
