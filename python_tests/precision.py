@@ -99,6 +99,8 @@ def logits(case, vocab, dtype, rows=64, seed=0):
         s = t + 3.25
     elif case == "huge":
         s, t = s + 1e4 * normal(1).sign(), t + 1e4 * normal(1).sign()
+    elif case == "far":  # certain of a token, most often of different ones
+        s, t = (1e4 * (2 * torch.rand(rows, vocab, generator=generator) - 1) for _ in range(2))
     elif case == "banned":
         banned = torch.rand(rows, vocab, generator=generator) < 0.3
         banned[:, 0] = False
@@ -113,7 +115,7 @@ def logits(case, vocab, dtype, rows=64, seed=0):
 
 
 CASES = (
-    "random", "near", "nearer", "equal", "shifted", "huge", "banned", "saturated", "opposed",
+    "random", "near", "nearer", "equal", "shifted", "huge", "far", "banned", "saturated", "opposed",
 )  # fmt: skip
 
 

@@ -16,12 +16,14 @@ from precision import (
 )
 
 
-def check(name, student, teacher):
+def check(name, student, teacher, temperature=1.0):
     """Value and gradient of the kernel."""
     divergence, mix = DIVERGENCES[name]
-    got = ours(student, teacher, divergence, mix, "native")
-    exact = ours(student.double(), teacher.double(), divergence, mix, "reference")
-    peer = plain(student, teacher, divergence, mix)
+    soft = {"temperature": temperature}
+    got = ours(student, teacher, divergence, mix, "native", **soft)
+    exact = ours(student.double(), teacher.double(), divergence, mix, "reference", **soft)
+    value, gradient = plain(student / temperature, teacher / temperature, divergence, mix)
+    peer = (value, gradient / temperature)
     # Values leave the kernel in fp32 whatever came in; gradients in the logits' own dtype.
     stored = (torch.float32, student.dtype)
     for mine, truth, torchs, dtype in zip(got, exact, peer, stored, strict=True):
@@ -34,6 +36,15 @@ def check(name, student, teacher):
 def test_precision(name, case, dtype, isa):
     for vocab in (2, 5, 37, 1000, 4099):
         check(name, *logits(case, vocab, dtype))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_precision_with_a_temperature(name, dtype, temperature, isa):
+    for case in ("random", "near", "huge", "far", "banned"):
+        for vocab in (3, 257, 4097):
+            check(name, *logits(case, vocab, dtype), temperature)
 
 
 @pytest.mark.parametrize("vocab", [32000, 50257, 151936])

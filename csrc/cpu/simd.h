@@ -91,14 +91,19 @@ SADKERN_INLINE Vec rounded(Vec v) {
   return v;
 }
 
-// a * b - c, rounded once where the processor can.
+// a * b - c, rounded once.
 SADKERN_INLINE Vec multiply_subtract(Vec a, float b, Vec c) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_fmsub_ps((__m512)a, (__m512)splat(b), (__m512)c);
 #elif defined(__FMA__)
   return (Vec)_mm256_fmsub_ps((__m256)a, (__m256)splat(b), (__m256)c);
+#elif defined(__aarch64__)
+  return a * b - c;  // the compiler fuses it
 #else
-  return a * b - c;
+  if (b == 1) return a - c;
+  typedef double Wide __attribute__((vector_size(8 * kLanes)));
+  return __builtin_convertvector(
+      __builtin_convertvector(a, Wide) * double{b} - __builtin_convertvector(c, Wide), Vec);
 #endif
 }
 

@@ -16,6 +16,7 @@ template <bool kExact>
 class Sum {
  public:
   SADKERN_INLINE void add(Vec v) { run_ += v; }
+  SADKERN_INLINE void add(Vec a, Vec b) { run_ += a * b; }
   SADKERN_INLINE void end_run() {
     total_ += run_;
     run_ = Vec{};
@@ -30,6 +31,9 @@ template <>
 class Sum<true> {
  public:
   SADKERN_INLINE void add(Vec v) { total_ += __builtin_convertvector(v, Wide); }
+  SADKERN_INLINE void add(Vec a, Vec b) {
+    total_ += __builtin_convertvector(a, Wide) * __builtin_convertvector(b, Wide);
+  }
   SADKERN_INLINE void end_run() {}
   SADKERN_INLINE double value() const {
     double all = 0;
@@ -117,14 +121,14 @@ SADKERN_INLINE State tile_state(Tile<E> tile, Maxima top, float temperature, boo
     sum_s.add(e_s);
     sum_t.add(e_t);
     // Bounded, so that an exponential of 0 gives a moment of 0; the other side's may be -inf in earnest.
-    ent_t.add(e_t * max(splat(kExpFloor), x_t));
+    ent_t.add(e_t, max(splat(kExpFloor), x_t));
     if constexpr (D == Divergence::forward_kl) {
-      cross_t.add(x_t < kExpFloor ? Vec{} : e_t * (x_t - x_s));
+      cross_t.add(e_t, x_t < kExpFloor ? Vec{} : x_t - x_s);
     } else if constexpr (D == Divergence::reverse_kl || D == Divergence::tvd) {
       const Vec gap = gap_of(E::load(s + j), E::load(t + j));
-      cross_s.add(x_s < kExpFloor ? Vec{} : e_s * gap);
+      cross_s.add(e_s, x_s < kExpFloor ? Vec{} : gap);
       if constexpr (D == Divergence::reverse_kl) store(exp_t + j, gap);
-      if constexpr (D == Divergence::tvd) cross_t.add(x_t < kExpFloor ? Vec{} : e_t * gap * -1.0f);
+      if constexpr (D == Divergence::tvd) cross_t.add(e_t, x_t < kExpFloor ? Vec{} : gap * -1.0f);
     }
     if ((j + kLanes) % kRun == 0) {
       sum_s.end_run(), cross_s.end_run(), sum_t.end_run(), ent_t.end_run(), cross_t.end_run();
