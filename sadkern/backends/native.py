@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 import torch
@@ -11,7 +12,8 @@ from sadkern.backends import reference
 
 _C: ModuleType | None
 try:
-    from sadkern import _C
+    # Not `from sadkern import _C`, which would call a missing module a circular import.
+    _C = import_module("sadkern._C")
 except ImportError as error:
     _C = None
     _import_error = str(error)
