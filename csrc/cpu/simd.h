@@ -159,9 +159,9 @@ SADKERN_INLINE Vec reciprocal(Vec x) {
 }
 
 // log x for normal x > 0: of x = 2^n (1 + f) with 1 + f in [sqrt 1/2, sqrt 2) it is
-// n log 2 + f + f^2 Q(f), Q a minimax polynomial that makes it one of degree 9 (relative error 3e-8) or 7 (2e-6, and less by
-// f^3 near 1). log 0 comes out as about -88, a number that 0 can be multiplied by; so does some number
-// of a NaN.
+// n log 2 + f + f^2 Q(f), Q a minimax polynomial that makes the whole one of degree 9 (relative error
+// 3e-8) or 7 (2e-6, and less by f^3 near 1). log 0 comes out as about -88, a number that 0 can be
+// multiplied by; of a NaN, too, some number does.
 template <int kDegree = 9>
 SADKERN_INLINE Vec log(Vec x) {
   const VecI exponent = (bits(x) - 0x3f3504f3) >> 23;
