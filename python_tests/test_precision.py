@@ -19,11 +19,16 @@ from precision import (
 def check(name, student, teacher, temperature=1.0):
     """Value and gradient of the kernel."""
     divergence, mix = DIVERGENCES[name]
-    soft = {"temperature": temperature}
-    got = ours(student, teacher, divergence, mix, "native", **soft)
-    exact = ours(student.double(), teacher.double(), divergence, mix, "reference", **soft)
+    unit = max(1, 1 / temperature)  # of the gradient, where rounding is counted in units of 1
+
+    def at(s, t, backend):
+        value, gradient = ours(s, t, divergence, mix, backend, temperature=temperature)
+        return value, gradient.double() / unit
+
+    got = at(student, teacher, "native")
+    exact = at(student.double(), teacher.double(), "reference")
     value, gradient = plain(student / temperature, teacher / temperature, divergence, mix)
-    peer = (value, gradient / temperature)
+    peer = (value, gradient / temperature / unit)
     # Values leave the kernel in fp32 whatever came in; gradients in the logits' own dtype.
     stored = (torch.float32, student.dtype)
     for mine, truth, torchs, dtype in zip(got, exact, peer, stored, strict=True):
