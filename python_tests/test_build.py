@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs setup.py besid
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Build the extension into a folder of its own."""
+    environment = {"SADKERN_NATIVE": "auto", "SADKERN_CUDA": "auto", **environment}
     into = ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
     return subprocess.run(
         [sys.executable, str(SETUP), "-q", "build_ext", *into],

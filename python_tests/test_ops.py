@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -75,6 +78,9 @@ def training_step(student, teacher, labels, **options):
     return out.loss * 2, out.span_loss, out.teacher_entropy
 
 
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a compiler"
+)
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("divergence", ["forward_kl", "tvd"])
 def test_compiled_without_graph_break_gives_the_same(inplace, divergence):
