@@ -6,9 +6,8 @@ import random
 import re
 from collections.abc import Callable, Generator
 
+from .agent import Move, Speaker, Steps
 from .facts import KIND_OF_WORK
-
-Move = tuple[str, str]  # a thought and the action it leads to
 
 FIRST = (
     "I need to search {name} and find {first}, then {then}.",
@@ -34,15 +33,12 @@ FINISH = (
 )
 
 
-class _Reader:
+class _Reader(Speaker):
     """Carries the page being read through the steps that every question is made of."""
 
     def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
+        super().__init__(rng)
         self.page = ""
-
-    def say(self, options: tuple[str, ...], **words: str) -> str:
-        return self.rng.choice(options).format(**words)
 
     def read(self, pattern: str) -> tuple[str, ...]:
         """What the open page says where it fits the pattern."""
@@ -51,24 +47,24 @@ class _Reader:
             raise LookupError(f"the page does not say {pattern!r}: {self.page!r}")
         return match.groups()
 
-    def search(self, thought: str, name: str, kind: str = "") -> Generator[Move, str, None]:
+    def search(self, thought: str, name: str, kind: str = "") -> Steps:
         self.page = yield thought, f"Search[{name}]"
         title = f"{name} ({kind})"
         if title in self.page.partition("Similar: ")[2]:
             thought = self.say(SIMILAR, name=name, kind=kind, title=title)
             self.page = yield thought, f"Search[{title}]"
 
-    def start(self, name: str, first: str, then: str, kind: str = "") -> Generator[Move, str, None]:
+    def start(self, name: str, first: str, then: str, kind: str = "") -> Steps:
         yield from self.search(self.say(FIRST, name=name, first=first, then=then), name, kind)
 
-    def go_on(self, fact: str, name: str, what: str) -> Generator[Move, str, None]:
+    def go_on(self, fact: str, name: str, what: str) -> Steps:
         yield from self.search(self.say(NEXT, fact=fact, name=name, what=what), name)
 
-    def look_up(self, fact: str, word: str, what: str) -> Generator[Move, str, None]:
+    def look_up(self, fact: str, word: str, what: str) -> Steps:
         thought = self.say(LOOK_UP, fact=fact, word=word, what=what)
         self.page = yield thought, f"Lookup[{word}]"
 
-    def finish(self, fact: str, answer: str) -> Generator[Move, str, None]:
+    def finish(self, fact: str, answer: str) -> Steps:
         yield self.say(FINISH, fact=fact, answer=answer), f"Finish[{answer}]"
 
     def birth(self) -> tuple[str, ...]:
@@ -81,9 +77,6 @@ class _Reader:
         (person,) = self.read(r" by (.+?)\.")
         yield from self.go_on(f"The {role} of {work} is {person}.", person, then)
         return person
-
-
-Steps = Generator[Move, str, None]
 
 
 def _maker_country(reader: _Reader, role: str, work: str) -> Steps:

@@ -6,9 +6,9 @@ import random
 import re
 from collections.abc import Generator
 
+from .agent import Move, Speaker, Steps
 from .household import LAMP, LAMP_HOMES, TREATMENTS, Goal, article, at, kind_of, listing
 
-Move = tuple[str, str]  # a thought and the action it leads to
 NAME = re.compile(r"[a-z]+ \d+")
 
 FIRST = (
@@ -68,12 +68,12 @@ LAMP_HERE = (
 )
 
 
-class _Agent:
+class _Agent(Speaker):
     """Searches likely places first, and remembers what it has seen where."""
 
     def __init__(self, task: str, observation: str, rng: random.Random) -> None:
+        super().__init__(rng)
         self.goal = Goal.parse(task)
-        self.rng = rng
         self.room, seen = re.findall(r"You are in a (.+?)\. You see (.+)\.", observation)[0]
         self.places: list[str] = NAME.findall(seen)
         self.likely = {
@@ -84,16 +84,13 @@ class _Agent:
         self.visited: list[str] = []
         self.here = ""
 
-    def say(self, options: tuple[str, ...], **words: str) -> str:
-        return self.rng.choice(options).format(**words)
-
     def go(self, thought: str, place: str) -> Generator[Move, str, bool]:
         """Go to a place, note what is there, and tell whether it is closed."""
         observation = yield thought, f"go to {place}"
         self.here = place
         return self.note(observation)
 
-    def open(self, thought: str) -> Generator[Move, str, None]:
+    def open(self, thought: str) -> Steps:
         observation = yield thought, f"open {self.here}"
         self.note(observation)
 
@@ -133,7 +130,7 @@ class _Agent:
             opening = NEXT
         return self.known(kind)
 
-    def play(self) -> Generator[Move, str, None]:
+    def play(self) -> Steps:
         goal = self.goal
         thing = yield from self.find(goal.kind, FIRST)
         thought = self.say(FOUND, thing=thing, place=at(self.here), a=article(goal.thing()))
@@ -153,7 +150,7 @@ class _Agent:
                 yield from self.open(self.say(LET_IN, **words))
         yield self.say(PUT, **words), f"put {thing} {at(goal.place)}"
 
-    def treat(self, thing: str) -> Generator[Move, str, None]:
+    def treat(self, thing: str) -> Steps:
         verb, (adjective, appliance) = self.goal.verb, TREATMENTS[self.goal.verb]
         place = next(place for place in self.places if kind_of(place) == appliance)
         words = {"thing": thing, "place": place, "verb": verb, "adjective": adjective}
@@ -162,7 +159,7 @@ class _Agent:
             yield from self.go(self.say(TREAT_GO, **words), place)
         yield self.say(TREAT, **words), f"{verb} {thing} with {place}"
 
-    def examine(self, thing: str) -> Generator[Move, str, None]:
+    def examine(self, thing: str) -> Steps:
         if lamp := self.known(LAMP):
             where = self.seen[lamp]
             if where != self.here:
@@ -173,6 +170,6 @@ class _Agent:
         yield self.say(LAMP_HERE, thing=thing, lamp=lamp, kind=self.goal.kind), f"use {lamp}"
 
 
-def agent(task: str, observation: str, rng: random.Random) -> Generator[Move, str, None]:
+def agent(task: str, observation: str, rng: random.Random) -> Steps:
     """Play a goal: yields a thought and an action, and is sent the observation that follows."""
     return _Agent(task, observation, rng).play()

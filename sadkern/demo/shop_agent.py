@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Generator
 
+from .agent import Speaker, Steps
 from .shop import Goal
-
-Move = tuple[str, str]  # a thought and the action it leads to
 
 SEARCH = (
     "I need {what}. I search the shop for a {sort} first.",
@@ -57,21 +55,21 @@ BUY = (
 )
 
 
-class _Agent:
+class _Agent(Speaker):
     """Opens the results that fit by title and price, page by page, until the options fit too."""
 
     def __init__(self, task: str, rng: random.Random) -> None:
+        super().__init__(rng)
         self.goal = Goal.parse(task)
-        self.rng = rng
         self.sort = f"{self.goal.material} {self.goal.kind}"
         self.rejected: list[str] = []
 
     def say(self, options: tuple[str, ...], **words: str) -> str:
         goal = self.goal
         common = {"sort": self.sort, "limit": str(goal.limit), "colour": goal.colour}
-        return self.rng.choice(options).format(**common, size=goal.size, **words)
+        return super().say(options, **common, size=goal.size, **words)
 
-    def play(self) -> Generator[Move, str, None]:
+    def play(self) -> Steps:
         what = str(self.goal).removeprefix("buy ").partition(" for at most")[0]
         page = yield self.say(SEARCH, what=what), f"search[{self.sort}]"
         while True:
@@ -113,7 +111,7 @@ class _Agent:
             return self.say(LACKS_SIZE, code=code, sizes=" and ".join(sizes))
         return ""
 
-    def buy(self, code: str, price: str) -> Generator[Move, str, None]:
+    def buy(self, code: str, price: str) -> Steps:
         goal = self.goal
         yield self.say(COLOUR, code=code), f"click[{goal.colour}]"
         if goal.size:
@@ -122,6 +120,6 @@ class _Agent:
         yield self.say(BUY, code=code, price=price, choice=choice), "click[buy now]"
 
 
-def agent(task: str, observation: str, rng: random.Random) -> Generator[Move, str, None]:
+def agent(task: str, observation: str, rng: random.Random) -> Steps:
     """Play a goal: yields a thought and an action, and is sent the observation that follows."""
     return _Agent(task, rng).play()

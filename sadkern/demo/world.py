@@ -10,11 +10,12 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Callable, Generator, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from . import facts, facts_agent, household, household_agent, shop, shop_agent
+from .agent import Steps
 
 MOST_STEPS = 12  # where an episode without success is given up
 
@@ -54,7 +55,7 @@ class Scene(NamedTuple):
     """How one kind of environment is built, played and written down."""
 
     build: Callable[[int, int], Environment]
-    agent: Callable[[str, str, random.Random], Generator[tuple[str, str], str, None]]
+    agent: Callable[[str, str, random.Random], Steps]
     tasks: Callable[[int], Sized]
     format: str
 
