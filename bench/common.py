@@ -1,7 +1,7 @@
 """How a benchmark asks: peers in turns in one run, ratios of medians, traffic against copying.
 
-Times on a shared machine are noise, so every round runs every contestant once, and what is reported
-is the ratio of their medians.
+Times on a shared machine are noise, so every round has every contestant, and what is reported is
+the ratio of their medians.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def hardware() -> str:
 def in_turns(
     benchmark: Any, ours: Run, peers: dict[str, Run], *, reset: Run, rounds: int = 15
 ) -> dict[str, float]:
-    """Median seconds of `ours`, under "ours", and of each peer, all run once in every round.
+    """Median seconds of `ours`, under "ours", and of each peer, all taking a turn in every round.
 
     `reset` runs before every timing, unmeasured. In its turn each runs twice and is timed the
     second time: what the one before it left behind (cold caches, memory for the system to reclaim)

@@ -121,7 +121,7 @@ struct Term {
   R value, g;
 };
 
-// `mix` is beta of jsd or the skew alpha. `log_ratio`, of which tvd takes the sign, is log q - log p:
+// `mix` is beta of jsd or the skew alpha. `log_ratio`, of which tvd alone takes the sign, is log q - log p:
 // near p = q that has more digits than q - p; it is NaN or infinite where p or q is 0.
 //
 // Logarithms are taken of ratios to the mixture: near p = q these are close to 1 and their logarithms

@@ -164,7 +164,7 @@ class Row {
   // The value of a divergence of mixtures; leaves q and g in place of the exponentials.
   SADKERN_INLINE double second_sweep(const State& state, double log_s, double log_t) {
     const Gap gap_of(state.max_s, state.max_t, a_.temperature);
-    const float log_ratio = log_ratio_of_sums(state, log_s, log_t);
+    const float of_sums = log_ratio_of_sums(state, log_s, log_t);  // of tvd, which has both gaps
     double value = 0, mean_g = 0;
     // Backwards, see `write`.
     for (int64_t begin = (a_.vocab - 1) / kTile * kTile; begin >= 0; begin -= kTile) {
@@ -175,8 +175,11 @@ class Row {
       for (int j = 0; j < n; j += kLanes) {
         // Each rounded by itself: equal logits must give p == q.
         const Vec q = rounded(load(exp_s + j) * to_q), p = rounded(load(exp_t + j) * to_p);
-        const Vec gap = gap_of(E::load(s + j), E::load(t + j));
-        const Term<Vec> one = term<D, Math<E>>(p, q, gap - log_ratio, a_.mix);
+        Vec log_ratio{};
+        if constexpr (D == Divergence::tvd) {
+          log_ratio = gap_of(E::load(s + j), E::load(t + j)) - of_sums;
+        }
+        const Term<Vec> one = term<D, Math<E>>(p, q, log_ratio, a_.mix);
         tile_value.add(one.value);
         tile_g.add(q * one.g);
         store(exp_s + j, q);

@@ -88,11 +88,11 @@ struct Gap {
   }
 };
 
-// The state of one tile, its exponentials left in exp_s and exp_t (of reverse KL, which needs no p, its
-// gaps in exp_t). The maxima of the next tile are
-// found meanwhile: that fetches it, and the comparisons fill slots that the polynomials leave.
+// The state of one tile, its exponentials left in exp_s and exp_t (in exp_t its gaps for reverse KL,
+// which needs no p). The maxima of the next tile are found meanwhile: that fetches it, and the
+// comparisons fill slots that the polynomials leave. `soften`: sum_h is wanted too.
 template <Divergence D, class E>
-SADKERN_INLINE State tile_state(Tile<E> tile, Maxima top, float temperature, bool hard, float* exp_s,
+SADKERN_INLINE State tile_state(Tile<E> tile, Maxima top, float temperature, bool soften, float* exp_s,
                                 float* exp_t, Tile<E> next, Maxima& next_top) {
   const auto [s, t, n] = tile;
   const float inv_temperature = 1 / temperature;
@@ -128,7 +128,7 @@ SADKERN_INLINE State tile_state(Tile<E> tile, Maxima top, float temperature, boo
       const Vec gap = gap_of(E::load(s + j), E::load(t + j));
       cross_s.add(e_s, x_s < kExpFloor ? Vec{} : gap);
       if constexpr (D == Divergence::reverse_kl) store(exp_t + j, gap);
-      if constexpr (D == Divergence::tvd) cross_t.add(e_t, x_t < kExpFloor ? Vec{} : gap * -1.0f);
+      if constexpr (D == Divergence::tvd) cross_t.add(e_t, x_t < kExpFloor ? Vec{} : -gap);
     }
     if ((j + kLanes) % kRun == 0) {
       sum_s.end_run(), cross_s.end_run(), sum_t.end_run(), ent_t.end_run(), cross_t.end_run();
@@ -140,7 +140,7 @@ SADKERN_INLINE State tile_state(Tile<E> tile, Maxima top, float temperature, boo
   state.ent_t = ent_t.value();
   state.cross_t = cross_t.value();
   state.cross_s = cross_s.value();
-  if (hard) {
+  if (soften) {
     Vec sum_h{};
     for (int j = 0; j < n; j += kLanes) {
       const Vec x_s = multiply_subtract(E::load(s + j), inv_temperature, centre_s);
