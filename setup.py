@@ -29,6 +29,7 @@ COMMON = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden", "-Wal
 COMMON += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 # False alarms from gcc 12's own AVX-512 header.
 COMMON += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+KERNELS = ("span_kl", "span_kl_topk", "topk")  # sources compiled once per instruction set
 ISAS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     avx2 = ["-mavx2", "-mfma", "-mf16c"]
@@ -92,7 +93,7 @@ class NinjaBuild(build_ext):
             objects = []
             for source in ext.sources:
                 path = ROOT / source
-                kernel = path.name == "span_kl.cpp"
+                kernel = path.stem in KERNELS
                 for isa, flags in ISAS.items() if kernel else [("", [])]:
                     name = f"{path.stem}_{isa}.o" if isa else f"{path.stem}.o"
                     isa_flags = shlex.join([*flags, f"-DSADKERN_ISA={isa}"]) if isa else ""
@@ -110,7 +111,8 @@ setup(
     ext_modules=[
         Extension(
             "sadkern._C",
-            [f"csrc/{name}.cpp" for name in ("bindings", "cpu/buffer", "cpu/isa", "cpu/span_kl")],
+            ["csrc/bindings.cpp"]
+            + [f"csrc/cpu/{name}.cpp" for name in ("buffer", "isa", "select", *KERNELS)],
             optional=True,
         )
     ],

@@ -33,6 +33,9 @@ const std::map<std::string, Divergence> kDivergences = {
     {"skew_reverse_kl", Divergence::skew_reverse_kl},
     {"tvd", Divergence::tvd}};
 
+const std::map<std::string, Tail> kTails = {
+    {"bucket", Tail::bucket}, {"renormalize", Tail::renormalize}, {"none", Tail::none}};
+
 // The arguments of a kernel, by the names of its argument struct.
 struct Arguments {
   py::kwargs given;
@@ -64,15 +67,17 @@ struct Arguments {
   }
 };
 
-void span_kl(const py::kwargs& kwargs) {
-  const Arguments given{kwargs};
-  SpanKlArgs args{};
-  args.student = given.rows("student");
-  args.teacher = given.rows("teacher");
-  args.dstudent = given.rows("dstudent");
+template <class Args>
+void sizes_into(Args& args, const Arguments& given) {
   const auto sizes = given.get<std::vector<int64_t>>("sizes");
-  args.leading = static_cast<int>(sizes.size());  // as many as strides, which were counted above
+  args.leading = static_cast<int>(sizes.size());  // as many as strides, which `rows` counted
   std::copy(sizes.begin(), sizes.end(), args.sizes);
+}
+
+void rows_into(RowArgs& args, const Arguments& given) {
+  args.student = given.rows("student");
+  args.dstudent = given.rows("dstudent");
+  sizes_into(args, given);
   args.vocab = given.get<int64_t>("vocab");
   args.student_vocab = given.get<int64_t>("student_vocab");
   args.dtype = given.named("dtype", kDTypes);
@@ -83,18 +88,65 @@ void span_kl(const py::kwargs& kwargs) {
   args.mix = given.get<float>("mix");
   args.temperature = given.get<float>("temperature");
   args.ce_weight = given.get<float>("ce_weight");
+  args.softcap = given.get<float>("softcap");
   args.per_token = given.pointer<float>("per_token");
   args.cross_entropy = given.pointer<float>("cross_entropy");
   args.teacher_entropy = given.pointer<float>("teacher_entropy");
   args.agreement = given.pointer<uint8_t>("agreement");
-  const int threads = given.get<int>("threads");
+}
 
+template <class Args>
+void launch(bool (*kernel)(const Args&, int), const Args& args, const Arguments& given) {
+  const int threads = given.get<int>("threads");
   bool complete;
   {
     py::gil_scoped_release release;
-    complete = chosen_isa().span_kl(args, threads);
+    complete = kernel(args, threads);
   }
   if (!complete) throw std::bad_alloc();
+}
+
+void span_kl(const py::kwargs& kwargs) {
+  const Arguments given{kwargs};
+  SpanKlArgs args{};
+  args.teacher = given.rows("teacher");
+  rows_into(args, given);
+  launch(chosen_isa().span_kl, args, given);
+}
+
+// A row that holds an id twice, or -1.
+int64_t span_kl_topk(const py::kwargs& kwargs) {
+  const Arguments given{kwargs};
+  SpanKlTopkArgs args{};
+  rows_into(args, given);
+  args.ids = given.pointer<const int32_t>("ids");
+  args.logprobs = given.pointer<const float>("logprobs");
+  args.tail = given.pointer<const float>("tail");
+  args.entropy = given.pointer<const float>("entropy");
+  args.k = given.get<int64_t>("k");
+  args.tail_mode = given.named("tail_mode", kTails);
+  args.tail_mass = given.pointer<float>("tail_mass");
+  int64_t repeated = -1;
+  args.repeated = &repeated;
+  launch(chosen_isa().span_kl_topk, args, given);
+  return repeated;
+}
+
+void topk(const py::kwargs& kwargs) {
+  const Arguments given{kwargs};
+  TopkArgs args{};
+  args.logits = given.rows("logits");
+  sizes_into(args, given);
+  args.vocab = given.get<int64_t>("vocab");
+  args.dtype = given.named("dtype", kDTypes);
+  args.k = given.get<int64_t>("k");
+  args.temperature = given.get<float>("temperature");
+  args.ids = given.pointer<int32_t>("ids");
+  args.logprobs = given.pointer<float>("logprobs");
+  args.tail_mass = given.pointer<float>("tail_mass");
+  args.entropy = given.pointer<float>("entropy");
+  args.lse = given.pointer<float>("lse");
+  launch(chosen_isa().topk, args, given);
 }
 
 // The kernels' merge by itself, so that its laws can be tested. A state is its fields in order.
@@ -125,6 +177,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "sadkern's compiled core. sadkern/backends/native.py is its only caller.";
   m.def("span_kl", &span_kl);
+  m.def("span_kl_topk", &span_kl_topk);
+  m.def("topk", &topk);
   m.def("merge_states", &merge_states);
   py::class_<Buffer>(m, "Buffer", py::buffer_protocol())
       .def(py::init<std::size_t>())

@@ -152,4 +152,43 @@ SADKERN_INLINE Term<R> term(R p, R q, R log_ratio, float mix) {
   }
 }
 
+// The same of one of few buckets, from its log-probabilities: its share of the value, and q g with nothing
+// left out of g, so that a sum may also leave buckets out. For double: nothing is done here against
+// cancellation.
+template <class R>
+struct BucketTerm {
+  R value, qg;
+};
+
+template <class R, class Math>
+SADKERN_INLINE BucketTerm<R> bucket_term(Divergence divergence, R lp, R lq, R mix) {
+  const R p = Math::exp(lp), q = Math::exp(lq), rest = 1 - mix;
+  switch (divergence) {
+    case Divergence::forward_kl: return {times_unless_zero(p, lp - lq), -p};
+    case Divergence::reverse_kl: {
+      const R value = times_unless_zero(q, lq - lp);
+      return {value, value + q};
+    }
+    case Divergence::jsd: {
+      const R lm = Math::log(rest * q + mix * p);
+      const R qg = rest * times_unless_zero(q, lq - lm);
+      return {mix * times_unless_zero(p, lp - lm) + qg, qg};
+    }
+    case Divergence::skew_forward_kl: {
+      const R m = mix * p + rest * q;
+      return {times_unless_zero(p, lp - Math::log(m)), -rest * times_unless_zero(p, q / m)};
+    }
+    case Divergence::skew_reverse_kl: {
+      const R m = mix * q + rest * p;
+      const R value = times_unless_zero(q, lq - Math::log(m));
+      return {value, value + times_unless_zero(q, 1 - mix * q / m)};
+    }
+    case Divergence::tvd: {
+      const R gap = q - p;
+      return {Math::abs(gap) / 2, gap > 0 ? q / 2 : gap < 0 ? -q / 2 : gap};
+    }
+  }
+  return {};
+}
+
 }  // namespace sadkern

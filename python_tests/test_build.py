@@ -52,16 +52,18 @@ def test_no_function_of_one_instruction_set_can_replace_anothers(built):
     """Weak symbols are merged by the linker: one compiled for AVX-512 must not serve everyone."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm")
-    objects = sorted((built / "temp").glob("span_kl_*.o"))
-    assert [path.stem for path in objects][-1] == "span_kl_baseline"
+    objects = sorted((built / "temp").glob("*_*.o"))
+    kernels = {"span_kl": "SpanKlArgs", "span_kl_topk": "SpanKlTopkArgs", "topk": "TopkArgs"}
+    assert {f"{kernel}_baseline" for kernel in kernels} <= {path.stem for path in objects}
     for path in objects:
+        arguments = kernels[path.stem.rpartition("_")[0]]
         listed = subprocess.run(
             ["nm", "--defined-only", "--extern-only", "-C", path],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         names = [line.split(maxsplit=2)[1:] for line in listed.splitlines()]
         names = [name for name in names if not name[1].startswith("DW.ref.")]  # only data
-        assert names == [["T", f"sadkern::{path.stem}(sadkern::SpanKlArgs const&, int)"]]
+        assert names == [["T", f"sadkern::{path.stem}(sadkern::{arguments} const&, int)"]]
 
 
 def test_the_core_includes_no_torch_header():

@@ -19,7 +19,7 @@ def call(student=S, teacher=S, span_ids=IDS, **options):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"student": [1.0]}, "student is a list, expected logits: a Tensor"),
+        ({"student": [1.0]}, r"student is a list, expected logits \(a Tensor\), a Projection"),
         ({"student": S.long()}, "student has dtype torch.int64, expected floating-point"),
         ({"student": S[..., :0]}, r"student has shape \[2, 3, 0\], expected \[..., V\] with V > 0"),
         (
@@ -78,7 +78,7 @@ def test_a_backend_that_does_not_take_the_dtype():
 
 def test_a_backend_that_does_not_serve_the_device():
     # Asked of the backend itself: on `meta`, torch runs an operator's fake in its place.
-    refusal = native.serves(S.to("meta"))
+    refusal = native.serves(S.dtype, torch.device("meta"))
     assert isinstance(refusal, RuntimeError)
     assert "backend='native' serves CPU tensors, got device meta" in str(refusal)
 

@@ -20,13 +20,17 @@ FLOORS = [
     ["demo"],
     ["train", "evaluate"],
     ["teacher"],
-    ["span_kl", "spans", "forward"],
+    ["span_kl", "topk", "spans", "forward"],
     ["ops"],
+    ["projection", "sampling"],
     ["backends", "reduction"],
+    ["sides"],
     ["_C", "_version"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-KERNEL_HALF = {"span_kl", "ops", "backends", "reduction", "_C"}
+KERNEL_HALF = {
+    *("span_kl", "topk", "ops", "projection", "sampling", "backends", "reduction", "sides", "_C")
+}
 ALLOWED = {"transformers": {"train", "teacher", "evaluate", "plan", "demo"}, "triton": set()}
 
 
@@ -100,5 +104,8 @@ assert sadkern.span_kl(logits, logits, torch.ones(1, dtype=torch.long)).loss == 
 
 
 def test_public_names():
-    assert set(sadkern.__all__) == {"SpanLoss", "__version__", "build_info", "span_kl"}
+    assert set(sadkern.__all__) == {
+        "Projection", "SpanLoss", "TopK", "sample_logprobs", "span_kl", "topk_logprobs",
+        "__version__", "build_info",
+    }  # fmt: skip
     assert (ROOT / "py.typed").exists()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from sadkern import ops, span_kl
+from sadkern import Projection, ops, sides, span_kl, topk_logprobs
 
 IDS = torch.tensor([[1, 1, 0, 2], [2, 0, 1, 0]])
 
@@ -21,12 +21,41 @@ def logits(dtype=torch.float32, vocab=37):
     return student, teacher
 
 
-def operator_arguments(with_gradient=True, **changes):
-    student, teacher = logits()
+def held(kind, seed=0, grad=False):
+    """A side of each kind, as users hold it, for IDS and a vocabulary of 37."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).requires_grad_(grad)
+
+    if kind == "logits":
+        return normal(*IDS.shape, 37)
+    width = 5 + seed
+    projection = Projection(normal(*IDS.shape, width), normal(37, width), normal(37), 0.7, 3.0)
+    return projection if kind == "projection" else topk_logprobs(projection, 8)
+
+
+COMBINATIONS = [
+    (student, teacher)
+    for student in ("logits", "projection")
+    for teacher in ("logits", "projection", "topk")
+]
+
+
+def operator_arguments(student="logits", teacher="logits", with_gradient=True, **changes):
+    student_kind, tensors, numbers = sides.pack(held(student, 1))
+    teacher_kind, teacher_tensors, teacher_numbers = sides.pack(held(teacher, 2))
     given = {
-        "student": student,
-        "teacher": teacher,
+        "student_kind": student_kind,
+        "student": tensors,
+        "student_numbers": numbers,
+        "backend": "native",
+        "with_gradient": [with_gradient] * len(tensors),
+        "teacher_kind": teacher_kind,
+        "teacher": teacher_tensors,
+        "teacher_numbers": teacher_numbers,
         "span_ids": IDS,
+        "rows": IDS.flatten().nonzero().squeeze(-1),
         "token_weights": torch.rand(IDS.shape),
         "labels": torch.randint(0, 37, IDS.shape),
         "num_tokens": torch.tensor([3.0, 5.0], dtype=torch.float64),
@@ -36,26 +65,37 @@ def operator_arguments(with_gradient=True, **changes):
         "temperature": 1.5,
         "reduction": "span_mean",
         "ce_weight": 0.2,
-        "with_gradient": with_gradient,
-        "backend": "native",
+        "tail": "bucket",
+        "chunk_rows": 2,
     }
     return given | changes
 
 
 @pytest.mark.parametrize("with_gradient", [True, False])
 @pytest.mark.parametrize("backend", ["native", "reference"])
-def test_opcheck_span_kl(with_gradient, backend):
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
+def test_opcheck_span_kl(student, teacher, with_gradient, backend):
     torch.library.opcheck(
         torch.ops.sadkern.span_kl.default,
-        kwargs=operator_arguments(with_gradient, backend=backend),
+        kwargs=operator_arguments(student, teacher, with_gradient, backend=backend),
         args=(),
     )
 
 
-def test_opcheck_span_kl_inplace():
-    given = operator_arguments()
-    del given["with_gradient"]
+@pytest.mark.parametrize("teacher", ["logits", "projection", "topk"])
+def test_opcheck_span_kl_inplace(teacher):
+    given = operator_arguments("logits", teacher)
+    for name in ("student_kind", "student_numbers", "with_gradient"):
+        del given[name]
+    (given["student"],) = given["student"]
     torch.library.opcheck(torch.ops.sadkern.span_kl_.default, args=(), kwargs=given)
+
+
+@pytest.mark.parametrize("source", ["logits", "projection"])
+def test_opcheck_topk(source):
+    packed = sides.pack(held(source))
+    torch.library.opcheck(torch.ops.sadkern.topk.default, (*packed, 8, 1.5, 3, "native"))
+    torch.library.opcheck(torch.ops.sadkern.sample.default, (*packed, 8, 1.5, 7, 3, "native"))
 
 
 def test_opcheck_with_gradient():
@@ -175,8 +215,8 @@ def test_without_gradient_none_is_computed():
     assert not span_kl(student, teacher, IDS).loss.requires_grad
     with torch.no_grad():
         assert not span_kl(student.requires_grad_(), teacher, IDS).loss.requires_grad
-    *_, dstudent = ops.span_kl(**operator_arguments(with_gradient=False))
-    assert dstudent.numel() == 0
+    *_, gradients = ops.span_kl(**operator_arguments(with_gradient=False))
+    assert [gradient.numel() for gradient in gradients] == [0]
 
 
 def test_only_the_loss_carries_a_gradient():

@@ -1,52 +1,71 @@
 """The torch.library operators: schemas, fakes and autograd, and the only door to the backends.
 
-    sadkern::span_kl        rows -> loss, diagnostics and the gradient, out of place
+    sadkern::span_kl        rows -> loss, diagnostics and the gradients, out of place
     sadkern::span_kl_       the same, the gradient over the student's logits
+    sadkern::topk           rows -> a teacher's most likely tokens
+    sadkern::sample         rows -> tokens drawn from a teacher, weighted
     sadkern::with_gradient  a loss whose gradient is already there: the one autograd rule
     sadkern::scale_         what that rule's backward does
 
 A kernel computes loss and gradient together, so what needs a gradient is not differentiated: it is
 attached. Checks that need the values of tensors stand here, since an operator's body runs under
-`torch.compile` too.
+`torch.compile` too. A side comes packed, see `sadkern.sides`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sadkern import backends, reduction
+from sadkern import backends, projection, reduction, sampling, sides
+from sadkern.sides import Projection, Side, TopK
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+Tensors = list[Tensor | None]
 
 # What both forms of the operator take after their own first arguments, and what both give.
 ARGUMENTS = (
-    "Tensor teacher, Tensor span_ids, Tensor? token_weights, Tensor? labels, Tensor? num_tokens, "
-    "float[] span_weights, str divergence, float mix, float temperature, str reduction, "
-    "float ce_weight"
+    "str teacher_kind, Tensor?[] teacher, float[] teacher_numbers, Tensor span_ids, Tensor? rows, "
+    "Tensor? token_weights, Tensor? labels, Tensor? num_tokens, float[] span_weights, "
+    "str divergence, float mix, float temperature, str reduction, float ce_weight, str tail, "
+    "int? chunk_rows"
 )
 OUTPUTS = (
     "Tensor loss, Tensor span_loss, Tensor span_count, Tensor per_token, Tensor cross_entropy, "
-    "Tensor teacher_entropy, Tensor agreement"
+    "Tensor teacher_entropy, Tensor agreement, Tensor tail_mass"
 )
+TOPK = "(Tensor ids, Tensor logprobs, Tensor tail_mass, Tensor entropy, Tensor lse)"
 
 
 @torch.library.custom_op(
     "sadkern::span_kl",
     mutates_args=(),
-    schema=f"(Tensor student, str backend, bool with_gradient, {ARGUMENTS})"
-    f" -> ({OUTPUTS}, Tensor dstudent)",
+    schema="(str student_kind, Tensor?[] student, float[] student_numbers, str backend, "
+    f"bool[] with_gradient, {ARGUMENTS}) -> ({OUTPUTS}, Tensor[] gradients)",
 )
-def span_kl(student: Tensor, backend: str, with_gradient: bool, *arguments: Any) -> Any:
-    """`OUTPUTS` and the gradient: of the student's shape, or [0] without one."""
-    chosen = backends.choose(backend, student)
-    dstudent = chosen.empty_gradient(student) if with_gradient else None
-    outputs = _span_kl(chosen, student, dstudent, *arguments)
-    return *outputs, student.new_empty(0) if dstudent is None else dstudent
+def span_kl(
+    student_kind: str,
+    student: Tensors,
+    student_numbers: list[float],
+    backend: str,
+    with_gradient: Sequence[bool],  # of each of the student's tensors
+    *arguments: Any,
+) -> Any:
+    """`OUTPUTS` and the gradients: each of its tensor's shape, or [0] where none is wanted."""
+    side = sides.unpack(student_kind, student, student_numbers)
+    assert not isinstance(side, TopK)
+    chosen = _choose(backend, side, sides.unpack(*arguments[:3]))
+    gradients = [
+        chosen.empty(x.shape, x.dtype, x.device) if wanted and x is not None else None
+        for x, wanted in zip(student, with_gradient, strict=True)
+    ]
+    outputs = _span_kl(chosen, side, gradients, *arguments)
+    nothing = sides.first_tensor(side)
+    return *outputs, [nothing.new_empty(0) if x is None else x for x in gradients]
 
 
 @torch.library.custom_op(
@@ -55,16 +74,25 @@ def span_kl(student: Tensor, backend: str, with_gradient: bool, *arguments: Any)
     schema=f"(Tensor(a!) student, str backend, {ARGUMENTS}) -> ({OUTPUTS})",
 )
 def span_kl_(student: Tensor, backend: str, *arguments: Any) -> Any:
-    """`OUTPUTS`; the gradient is left in `student`."""
-    return _span_kl(backends.choose(backend, student), student, student, *arguments)
+    """`OUTPUTS`; the gradient is left in the logits `student`."""
+    chosen = _choose(backend, student, sides.unpack(*arguments[:3]))
+    return _span_kl(chosen, student, [student], *arguments)
+
+
+def _choose(name: str, student: Side, teacher: Side) -> ModuleType:
+    device = sides.first_tensor(student).device
+    return backends.choose(name, projection.dtype_of(student, teacher), device)
 
 
 def _span_kl(
     backend: ModuleType,
-    student: Tensor,  # [..., V]
-    dstudent: Tensor | None,  # [..., V]
-    teacher: Tensor,  # [..., V']
+    student: Tensor | Projection,  # [..., V] or of [..., D]
+    gradients: Sequence[Tensor | None],
+    teacher_kind: str,
+    teacher_tensors: Tensors,  # [..., V'], of [..., D'] or [..., K]
+    teacher_numbers: list[float],
     span_ids: Tensor,  # [...]
+    rows: Tensor | None,  # [M]
     token_weights: Tensor | None,  # [...]
     labels: Tensor | None,  # [...]
     num_tokens: Tensor | None,  # [S] or [1]
@@ -74,42 +102,64 @@ def _span_kl(
     temperature: float,
     reduction_name: str,
     ce_weight: float,
+    tail: str,
+    chunk_rows: int | None,
 ) -> Outputs:
-    vocab = min(student.shape[-1], teacher.shape[-1])
-    check_values(span_ids, len(span_weights), token_weights, labels, vocab)
-    wide = torch.promote_types(student.dtype, torch.float32)
+    teacher = sides.unpack(teacher_kind, teacher_tensors, teacher_numbers)
+    check_values(
+        span_ids, len(span_weights), rows, token_weights, labels, teacher,
+        sides.common_vocabulary(student, teacher),
+    )  # fmt: skip
+    wide = sides.precision(student, teacher)
     member = reduction.membership(span_ids, len(span_weights))
     counts = reduction.span_sums(member, torch.ones_like(span_ids))
     normaliser = reduction.normaliser(
         counts.to(wide), None if num_tokens is None else num_tokens.to(wide), reduction_name
     )
-    per_span = torch.tensor(span_weights, dtype=wide, device=student.device)
+    per_span = torch.tensor(span_weights, dtype=wide, device=span_ids.device)
     weights = reduction.row_weights(member, per_span, normaliser, token_weights)
-    per_token, cross_entropy, entropy, agreement = backend.divergence_rows(
+    found = projection.divergence_rows(
+        backend,
         student,
         teacher,
         span_ids != 0,
+        rows,
         weights,
         labels,
-        dstudent,
+        gradients,
+        chunk_rows=chunk_rows,
         divergence=divergence,
         mix=mix,
         temperature=temperature,
         ce_weight=ce_weight,
+        tail=tail,
     )
-    values = per_token + ce_weight * cross_entropy if labels is not None else per_token
+    values = found.per_token
+    if labels is not None:
+        values = values + ce_weight * found.cross_entropy
     if token_weights is not None:
         values = values * token_weights.to(wide)
     span_loss = reduction.share(reduction.span_sums(member, values), normaliser)
     loss = (per_span * span_loss).sum()
-    return loss, span_loss, counts, per_token, cross_entropy, entropy, agreement
+    return loss, span_loss, counts, *found
 
 
 @span_kl.register_fake
-def _(student: Tensor, backend: str, with_gradient: bool, *arguments: Any) -> Any:
-    return *_fake_outputs(student, *arguments), student.new_empty(
-        student.shape if with_gradient else (0,)
-    )
+def _(
+    student_kind: str,
+    student: Tensors,
+    student_numbers: list[float],
+    backend: str,
+    with_gradient: Sequence[bool],
+    *arguments: Any,
+) -> Any:
+    side = sides.unpack(student_kind, student, student_numbers)
+    nothing = sides.first_tensor(side)
+    gradients = [
+        x.new_empty(x.shape) if wanted and x is not None else nothing.new_empty(0)
+        for x, wanted in zip(student, with_gradient, strict=True)
+    ]
+    return *_fake_outputs(side, *arguments), gradients
 
 
 @span_kl_.register_fake
@@ -117,26 +167,29 @@ def _(student: Tensor, backend: str, *arguments: Any) -> Any:
     return _fake_outputs(student, *arguments)
 
 
-def _fake_outputs(student: Tensor, *arguments: Any) -> Outputs:
-    wide = torch.promote_types(student.dtype, torch.float32)
-    span_weights = arguments[5]
-    spans, rows = (len(span_weights),), student.shape[:-1]
+def _fake_outputs(student: Side, *arguments: Any) -> Outputs:
+    wide = sides.precision(student, sides.unpack(*arguments[:3]))
+    span_ids, span_weights = arguments[3], arguments[8]
+    spans, rows = (len(span_weights),), span_ids.shape
     return (
-        student.new_empty((), dtype=wide),
-        student.new_empty(spans, dtype=wide),
-        student.new_empty(spans, dtype=torch.int64),
-        student.new_empty(rows, dtype=wide),
-        student.new_empty(rows, dtype=wide),
-        student.new_empty(rows, dtype=wide),
-        student.new_empty(rows, dtype=torch.bool),
+        span_ids.new_empty((), dtype=wide),
+        span_ids.new_empty(spans, dtype=wide),
+        span_ids.new_empty(spans, dtype=torch.int64),
+        span_ids.new_empty(rows, dtype=wide),
+        span_ids.new_empty(rows, dtype=wide),
+        span_ids.new_empty(rows, dtype=wide),
+        span_ids.new_empty(rows, dtype=torch.bool),
+        span_ids.new_empty(rows, dtype=wide),
     )
 
 
 def check_values(
     span_ids: Tensor,
     num_spans: int,
+    rows: Tensor | None,
     token_weights: Tensor | None,
     labels: Tensor | None,
+    teacher: Side,
     vocab: int,
 ) -> None:
     """Raises ValueError for what only the values tell, naming the first row that is wrong.
@@ -154,12 +207,114 @@ def check_values(
     outside = (span_ids < 0) | (span_ids > num_spans)
     refuse(outside, "span_ids", span_ids, f"0 to {num_spans}: there are {num_spans} span_weights")
     supervised = span_ids != 0
+    if rows is not None and not torch.equal(
+        rows.sort().values, supervised.reshape(-1).nonzero().squeeze(-1)
+    ):
+        raise ValueError(
+            f"rows has {len(rows)} indices that are not those of the {int(supervised.sum())} "
+            "supervised rows: expected span_ids.flatten().nonzero().squeeze(-1)"
+        )
     if token_weights is not None:
         unusable = supervised & ~token_weights.isfinite()
         refuse(unusable, "token_weights", token_weights, "a finite number")
     if labels is not None:
         unknown = supervised & (labels != -100) & ((labels < 0) | (labels >= vocab))
         refuse(unknown, "labels", labels, f"-100 or 0 to {vocab - 1}, the common vocabulary")
+    if isinstance(teacher, TopK):
+        unknown = (teacher.ids < -1) | (teacher.ids >= vocab)
+        expected = f"-1 (no entry) or 0 to {vocab - 1}, the student's vocabulary"
+        refuse(unknown & supervised.unsqueeze(-1), "teacher.ids", teacher.ids, expected)
+
+
+@torch.library.custom_op(
+    "sadkern::topk",
+    mutates_args=(),
+    schema="(str kind, Tensor?[] source, float[] numbers, int k, float temperature, "
+    f"int? chunk_rows, str backend) -> {TOPK}",
+)
+def topk(
+    kind: str,
+    source: Tensors,
+    numbers: list[float],
+    k: int,
+    temperature: float,
+    chunk_rows: int | None,
+    backend: str,
+) -> Any:
+    """The fields of a `TopK`: the `k` likeliest tokens."""
+    side = sides.unpack(kind, source, numbers)
+    chosen = _choose(backend, side, side)
+    if isinstance(side, Tensor):
+        return _fields(chosen.topk_rows(side, k, temperature))
+    return _by_tiles(chosen, side, chunk_rows, k, lambda x: chosen.topk_rows(x, k, temperature))
+
+
+@torch.library.custom_op(
+    "sadkern::sample",
+    mutates_args=(),
+    schema="(str kind, Tensor?[] source, float[] numbers, int n, float temperature, int seed, "
+    f"int? chunk_rows, str backend) -> {TOPK}",
+)
+def sample(
+    kind: str,
+    source: Tensors,
+    numbers: list[float],
+    n: int,
+    temperature: float,
+    seed: int,
+    chunk_rows: int | None,
+    backend: str,
+) -> Any:
+    """The fields of a `TopK`: `n` draws."""
+    side = sides.unpack(kind, source, numbers)
+    generator = torch.Generator(sides.first_tensor(side).device).manual_seed(seed)
+    return _by_tiles(
+        _choose(backend, side, side), side, chunk_rows, n,
+        lambda x: sampling.sample_rows(x, n, temperature, generator),
+    )  # fmt: skip
+
+
+def _fields(found: TopK) -> tuple[Tensor, ...]:
+    return tuple(vars(found).values())
+
+
+def _by_tiles(
+    backend: ModuleType,
+    source: Side,
+    chunk_rows: int | None,
+    k: int,
+    of_tile: Callable[[Tensor], TopK],
+) -> tuple[Tensor, ...]:
+    """What `of_tile` finds in each tile of logits, put together."""
+    assert not isinstance(source, TopK)
+    whole = _empty_topk(source, k)
+    begin = 0
+    for tile in projection.logit_tiles(backend, source, chunk_rows):
+        for out, found in zip(whole, _fields(of_tile(tile)), strict=True):
+            rows = out.view(-1, *out.shape[out.ndim - (found.ndim - 1) :])
+            rows[begin : begin + len(tile)] = found
+        begin += len(tile)
+    return whole
+
+
+def _empty_topk(source: Side, k: int) -> tuple[Tensor, ...]:
+    sizes, like = sides.rows_of(source), sides.first_tensor(source)
+    wide = sides.precision(source)
+    return (
+        like.new_empty((*sizes, k), dtype=torch.int32),
+        like.new_empty((*sizes, k), dtype=wide),
+        *(like.new_empty(sizes, dtype=wide) for _ in range(3)),
+    )
+
+
+@topk.register_fake
+def _(kind: str, source: Tensors, numbers: list[float], k: int, *settings: Any) -> Any:
+    return _empty_topk(sides.unpack(kind, source, numbers), k)
+
+
+@sample.register_fake
+def _(kind: str, source: Tensors, numbers: list[float], n: int, *settings: Any) -> Any:
+    return _empty_topk(sides.unpack(kind, source, numbers), n)
 
 
 @torch.library.custom_op("sadkern::with_gradient", mutates_args=())

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sadkern import ops
+from sadkern import ops, sides
 from sadkern.reduction import REDUCTIONS
+from sadkern.sides import Projection, Side, TopK
 
 DIVERGENCES = (
     "forward_kl",
@@ -19,6 +20,7 @@ DIVERGENCES = (
     "skew_reverse_kl",
     "tvd",
 )
+TAILS = ("bucket", "renormalize", "none")
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,17 @@ class SpanLoss:
     cross_entropy: Tensor
     """[...]: each row's cross-entropy to its hard label, at temperature 1; 0 without labels"""
     teacher_entropy: Tensor
-    """[...]: entropy of the teacher at `temperature`"""
+    """[...]: entropy of the teacher at `temperature`; of a `TopK` without one, that of what it
+    gives"""
     agreement: Tensor
     """[...] bool: student and teacher have the same most likely token"""
+    tail_mass: Tensor
+    """[...]: probability that a `TopK` teacher leaves out; 0 with any other"""
 
 
 def span_kl(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Projection,
+    teacher: Tensor | Projection | TopK,
     span_ids: Tensor,
     *,
     span_weights: Sequence[float] = (1.0, 1.0),
@@ -60,6 +65,9 @@ def span_kl(
     token_weights: Tensor | None = None,
     labels: Tensor | None = None,
     ce_weight: float = 0.0,
+    tail: str = "bucket",
+    rows: Tensor | None = None,
+    chunk_rows: int | None = None,
     inplace: bool = False,
     backend: str = "auto",
 ) -> SpanLoss:
@@ -74,10 +82,20 @@ def span_kl(
     `forward_kl` and `reduction="sum"`, and (13) for `ce_weight`. Loss and gradient come out of one
     pass over the logits; rows with `span_ids == 0` are neither read nor given a gradient.
 
+    Each side is what one holds of it. From a `Projection` the logits are made for a few supervised
+    rows at a time and turned into their gradient on the spot; that of hidden states, weight and
+    bias, each where it requires one, is complete after the forward pass. With a `TopK` teacher the
+    divergence is one between coarsened distributions: a bucket for each of its tokens and, for
+    `tail="bucket"`, one for all others together. Such a divergence, reverse KL and jsd included, is
+    never negative and never more than that of the full distributions.
+
     Args:
-        student: logits `[..., V]`, fp32, bf16 or fp16 (fp64: on the reference backend).
-        teacher: logits `[..., V']` of the same leading shape, dtype and device. Where V and V'
-            differ (padded vocabularies) the common prefix is compared, as if the rest were -inf.
+        student: logits `[..., V]`, fp32, bf16 or fp16 (fp64: on the reference backend), or a
+            `Projection` of hidden states `[..., D]`.
+        teacher: logits `[..., V']`, a `Projection` (of another D, if need be) or a `TopK`
+            `[..., K]`, of the same leading shape and device; logits on both sides are of one dtype.
+            Where V and V' differ (padded vocabularies) the common prefix is compared, as if the
+            rest were -inf.
         span_ids: integers `[...]`: 0 not supervised, 1 REASON, 2 ACT, up to `len(span_weights)`.
             They belong to rows, and row p predicts token p + 1.
         span_weights: one weight per span.
@@ -95,6 +113,15 @@ def span_kl(
         token_weights: `[...]`, a factor of each row.
         labels: int64 `[...]`, the hard target of each row (that is token p + 1), -100 for none.
         ce_weight: factor of the cross-entropy to `labels`, taken at temperature 1.
+        tail: of a `TopK` teacher. `bucket`: all other tokens are one bucket on both sides.
+            `renormalize`: the teacher's tokens are given all of its mass, the others none (reverse
+            KL would be infinite and is refused). `none`: the sum runs over the teacher's tokens
+            alone, with the weights that they have; for `sample_logprobs`. The student is
+            normalised over V in each case.
+        rows: int64 `[M]`, the places of the supervised rows in `span_ids.flatten()`, where they are
+            known already: with projections on a device nobody then waits to count them.
+        chunk_rows: supervised rows whose logits exist at a time; None takes as many as fit 64 MiB
+            for both sides' (256 MiB on CUDA). Without a projection it says nothing.
         inplace: the gradient is written over the student's logits, which are then gone: their
             version counter says so to autograd.
         backend: `auto` (the compiled kernels for fp32, bf16 and fp16 on the CPU, else the
@@ -110,7 +137,7 @@ def span_kl(
 
     Example:
         >>> import torch
-        >>> from sadkern import span_kl
+        >>> from sadkern import Projection, TopK, span_kl
         >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]], requires_grad=True)
         >>> teacher = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0]])
         >>> out = span_kl(student, teacher, torch.tensor([1, 2, 0]))
@@ -119,9 +146,23 @@ def span_kl(
         >>> out.loss.backward()
         >>> student.grad[2].tolist()  # not supervised
         [0.0, 0.0]
+        >>> hidden, head = torch.ones(3, 1), torch.tensor([[1.0], [0.0]], requires_grad=True)
+        >>> likely = TopK(torch.tensor([[0], [1], [0]]), torch.tensor([[0.5], [0.9], [0.8]]).log())
+        >>> out = span_kl(Projection(hidden, head), likely, torch.tensor([1, 2, 0]))
+        >>> [round(x, 4) for x in out.tail_mass.tolist()]
+        [0.5, 0.1, 0.0]
     """
-    _check(student, teacher, span_ids, token_weights, labels)
+    _check(student, teacher, span_ids, token_weights, labels, rows)
     divergence, mix = _canonical(divergence, beta, skew)
+    if tail not in TAILS:
+        raise ValueError(f"tail={tail!r}: expected one of {', '.join(TAILS)}")
+    if isinstance(teacher, TopK) and tail == "renormalize" and divergence == "reverse_kl":
+        raise ValueError(
+            "reverse_kl with tail='renormalize' is infinite, since the teacher is given no mass "
+            "outside its tokens: expected tail='bucket', or another divergence"
+        )
+    if chunk_rows is not None and chunk_rows < 1:
+        raise ValueError(f"chunk_rows={chunk_rows}: expected None or a positive number")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     if not 0 < temperature < float("inf"):
@@ -131,22 +172,26 @@ def span_kl(
         raise ValueError(f"span_weights={weights}: expected numbers >= 0, one per span")
     if ce_weight and labels is None:
         raise ValueError(f"ce_weight={ce_weight} but labels is None: expected labels [...]")
-    counts = _num_tokens(num_tokens, len(weights), reduction, student.device)
+    counts = _num_tokens(num_tokens, len(weights), reduction, span_ids.device)
 
-    wants_gradient = student.requires_grad and torch.is_grad_enabled()
-    logits = student.detach()
+    kind, tensors, numbers = sides.pack(student)
+    given = (
+        [student] if isinstance(student, Tensor) else [student.hidden, student.weight, student.bias]
+    )
+    wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in given]
     arguments = (
-        teacher, span_ids, token_weights, labels, counts, weights, divergence, mix,
-        float(temperature), reduction, float(ce_weight),
+        *sides.pack(teacher), span_ids, rows, token_weights, labels, counts, weights, divergence,
+        mix, float(temperature), reduction, float(ce_weight), tail, chunk_rows,
     )  # fmt: skip
     if inplace:
-        _check_inplace(student)
-        loss, *rest = ops.span_kl_(logits, backend, *arguments)
-        dstudent = logits
+        loss, *rest = ops.span_kl_(_inplace(student), backend, *arguments)
+        gradients = tensors
     else:
-        loss, *rest, dstudent = ops.span_kl(logits, backend, wants_gradient, *arguments)
-    if wants_gradient:
-        loss = ops.with_gradient(loss, [student], [dstudent])
+        loss, *rest, gradients = ops.span_kl(kind, tensors, numbers, backend, wanted, *arguments)
+    if any(wanted):
+        pairs = zip(given, gradients, wanted, strict=True)
+        inputs, found = zip(*((x, dx) for x, dx, is_wanted in pairs if is_wanted), strict=True)
+        loss = ops.with_gradient(loss, list(inputs), list(found))
     return SpanLoss(loss, *rest)
 
 
@@ -192,52 +237,67 @@ def _num_tokens(
 
 
 def _check(
-    student: Tensor,
-    teacher: Tensor,
+    student: Tensor | Projection,
+    teacher: Side,
     span_ids: Tensor,
     token_weights: Tensor | None,
     labels: Tensor | None,
+    rows: Tensor | None,
 ) -> None:
-    for name, logits in (("student", student), ("teacher", teacher)):
-        if not isinstance(logits, Tensor):
-            raise ValueError(f"{name} is a {type(logits).__name__}, expected logits: a Tensor")
-        if not logits.dtype.is_floating_point:
-            raise ValueError(f"{name} has dtype {logits.dtype}, expected floating-point logits")
-        if logits.ndim == 0 or logits.shape[-1] == 0:
-            raise ValueError(f"{name} has shape {list(logits.shape)}, expected [..., V] with V > 0")
-    if teacher.requires_grad:
-        raise ValueError(
-            "teacher requires a gradient, but span_kl trains the student alone: "
-            "expected teacher.detach(), or the teacher's forward under torch.no_grad()"
-        )
-    if student.dtype != teacher.dtype:
+    sides.check("student", student)
+    sides.check("teacher", teacher)
+    if isinstance(student, TopK):
+        raise ValueError("student is a TopK, expected logits (a Tensor) or a Projection")
+    for name, tensor in sides.tensors_of(teacher).items():
+        if tensor.requires_grad:
+            raise ValueError(
+                f"teacher{name} requires a gradient, but span_kl trains the student alone: "
+                f"expected teacher{name}.detach(), or the teacher's forward under torch.no_grad()"
+            )
+    if (
+        isinstance(student, Tensor)
+        and isinstance(teacher, Tensor)
+        and student.dtype != teacher.dtype
+    ):
         raise ValueError(
             f"student is {student.dtype} and teacher {teacher.dtype}, expected one dtype: "
             f"teacher.to({student.dtype})"
         )
-    rows = student.shape[:-1]
-    if teacher.shape[:-1] != rows:
+    sizes = sides.rows_of(student)
+    if sides.rows_of(teacher) != sizes:
+        last = {Tensor: "V", Projection: "D", TopK: "K"}[type(teacher)]
+        tensor = sides.first_tensor(teacher)
+        name = next(iter(sides.tensors_of(teacher)))
         raise ValueError(
-            f"teacher has shape {list(teacher.shape)}, expected {[*rows, 'V']} as the student's"
+            f"teacher{name} has shape {list(tensor.shape)}, expected {[*sizes, last]} as the "
+            "student's"
         )
     if span_ids.dtype.is_floating_point or span_ids.dtype in (torch.bool, torch.complex64):
         raise ValueError(f"span_ids has dtype {span_ids.dtype}, expected integers")
+    if rows is not None and (rows.ndim != 1 or rows.dtype != torch.int64):
+        raise ValueError(f"rows is {rows.dtype} {list(rows.shape)}, expected torch.int64 ['M']")
     if labels is not None and labels.dtype != torch.int64:
         raise ValueError(f"labels has dtype {labels.dtype}, expected torch.int64")
     per_row = {"span_ids": span_ids, "token_weights": token_weights, "labels": labels}
-    for name, tensor in per_row.items():
-        if tensor is not None and tensor.shape != rows:
+    for name, given in per_row.items():
+        if given is not None and given.shape != sizes:
             raise ValueError(
-                f"{name} has shape {list(tensor.shape)}, expected {list(rows)}: one per row"
+                f"{name} has shape {list(given.shape)}, expected {list(sizes)}: one per row"
             )
-    for name, tensor in {"teacher": teacher, **per_row}.items():
-        if tensor is not None and tensor.device != student.device:
-            raise ValueError(
-                f"{name} is on {tensor.device}, expected {student.device} as the student"
-            )
+    device = sides.first_tensor(student).device
+    placed = {"teacher": sides.first_tensor(teacher), **per_row, "rows": rows}
+    for name, given in placed.items():
+        if given is not None and given.device != device:
+            raise ValueError(f"{name} is on {given.device}, expected {device} as the student")
 
 
-def _check_inplace(student: Tensor) -> None:
+def _inplace(student: Tensor | Projection) -> Tensor:
+    """The logits to be overwritten."""
+    if isinstance(student, Projection):
+        raise ValueError(
+            "inplace=True overwrites logits, but a Projection has none that last: expected "
+            "inplace=False"
+        )
     if student.is_leaf and student.requires_grad:
         raise ValueError(
             "inplace=True would overwrite a leaf that requires a gradient: expected the output of "
@@ -249,3 +309,4 @@ def _check_inplace(student: Tensor) -> None:
             "inplace=True needs rows with memory of their own, got an expanded student: "
             "expected student.contiguous(), or inplace=False"
         )
+    return student.detach()

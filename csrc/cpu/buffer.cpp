@@ -15,7 +15,7 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kPlain = std::size_t{256} << 20;
 
 std::mutex guard;
-Buffer::Block kept;  // the block last freed, if any; `guard` is held to touch it
+Buffer::Block kept[2];  // what was freed last, the newest first; `guard` is held to touch it
 
 Buffer::Block map(std::size_t bytes) {
   const std::size_t capacity = (bytes + kHugePage - 1) / kHugePage * kHugePage;
@@ -39,7 +39,10 @@ Buffer::Block map(std::size_t bytes) {
 Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
   {
     const std::lock_guard<std::mutex> lock(guard);
-    if (bytes <= kept.capacity && kept.capacity / 2 <= bytes) block_ = std::exchange(kept, {});
+    for (Block& block : kept) {
+      if (block_.data || bytes > block.capacity || block.capacity / 2 > bytes) continue;
+      block_ = std::exchange(block, {});
+    }
   }
   if (!block_.data) block_ = map(bytes);
 }
@@ -51,7 +54,8 @@ Buffer::~Buffer() {
 #endif
   {
     const std::lock_guard<std::mutex> lock(guard);
-    std::swap(kept, block_);
+    if (kept[0].data) std::swap(kept[0], kept[1]);
+    std::swap(kept[0], block_);
   }
   if (block_.data) munmap(block_.data, block_.capacity);
 }

@@ -12,14 +12,14 @@ std::vector<Isa> detect() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    isas.push_back({"avx512", span_kl_avx512});
+    isas.push_back({"avx512", span_kl_avx512, span_kl_topk_avx512, topk_avx512});
   }
   // Every processor with AVX2 has F16C, which older compilers cannot ask for.
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    isas.push_back({"avx2", span_kl_avx2});
+    isas.push_back({"avx2", span_kl_avx2, span_kl_topk_avx2, topk_avx2});
   }
 #endif
-  isas.push_back({"baseline", span_kl_baseline});
+  isas.push_back({"baseline", span_kl_baseline, span_kl_topk_baseline, topk_baseline});
   return isas;
 }
 

@@ -4,13 +4,16 @@
 #include <string>
 #include <vector>
 
-#include "span_kl.h"
+#include "span_kl_topk.h"
+#include "topk.h"
 
 namespace sadkern {
 
 struct Isa {
   std::string name;  // "avx512", "avx2" or "baseline"
-  SpanKl span_kl;
+  bool (*span_kl)(const SpanKlArgs&, int threads);
+  bool (*span_kl_topk)(const SpanKlTopkArgs&, int threads);
+  bool (*topk)(const TopkArgs&, int threads);
 };
 
 // Those that this processor can run, fastest first.

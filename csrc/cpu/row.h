@@ -1,4 +1,4 @@
-// How a row is read and written: by tiles of whole vectors.
+// How a row is read and written: by tiles of whole vectors; and what the kernels do alike with it.
 #pragma once
 
 #include "element.h"
@@ -10,7 +10,8 @@ namespace {
 // What stays in the L1 cache between a tile's maxima and its exponentials.
 constexpr int kTile = 2048;
 
-SADKERN_INLINE char* row_pointer(const SpanKlArgs& a, const Rows& rows, int64_t i) {
+template <class Args>
+SADKERN_INLINE char* row_pointer(const Args& a, const Rows& rows, int64_t i) {
   int64_t offset = 0;
   for (int d = a.leading - 1; d >= 0; --d) {
     offset += i % a.sizes[d] * rows.strides[d];
@@ -51,6 +52,12 @@ class Gradient {
     past_caches_ = past_caches;
   }
 
+  void write_one(int64_t at, float entry) const {
+    alignas(64) Raw buffer[kLanes];
+    E::store(buffer, splat(entry));
+    row_[at] = buffer[0];
+  }
+
   // Entries [begin, begin + n), of which `entries(j)` gives the vector at begin + j.
   template <class F>
   SADKERN_INLINE void write(int64_t begin, int n, F entries) const {
@@ -72,6 +79,128 @@ class Gradient {
   Raw* row_ = nullptr;
   bool past_caches_ = false;
 };
+
+// The student's side of a row at work, whatever its teacher is.
+template <class E>
+class StudentRow {
+ protected:
+  StudentRow(const RowArgs& a, bool past_caches)
+      : past_caches_(past_caches), inv_temperature_(1 / a.temperature), a_(a) {}
+
+  void open(int64_t i) {
+    student_.open(row_pointer(a_, a_.student, i), a_.vocab);
+    if (a_.dstudent.data) gradient_.open(row_pointer(a_, a_.dstudent, i), past_caches_);
+    label_ = a_.labels ? a_.labels[i] : -1;
+    scale_ = a_.row_weights[i] * inv_temperature_;
+    hard_scale_ = a_.row_weights[i] * a_.ce_weight;
+  }
+  // Hard labels know no temperature: a sum of their own is then needed.
+  SADKERN_INLINE bool softens() const { return label_ >= 0 && a_.temperature != 1; }
+
+  // `log_h`: log of the sum of e^(logit - maximum) at temperature 1.
+  SADKERN_INLINE void normalise(double max_s, double log_h) {
+    max_s_ = splat(max_s);
+    lse_h_ = log_h;
+  }
+  SADKERN_INLINE double cross_entropy(double log_h) const {
+    if (label_ < 0) return 0;
+    const Vec near = below_max(student_[label_ / kTile * kTile] + label_ % kTile / kLanes * kLanes);
+    return log_h - double{near[label_ % kLanes]} * a_.temperature;
+  }
+
+  // Writes a tile's entries: the hard label's gradient added, then taken through the softcap.
+  template <class F>
+  SADKERN_INLINE void finish(int64_t begin, F entries) const {
+    if (label_ < 0 && a_.softcap == 0) return gradient_.write(begin, width(begin), entries);
+    gradient_.write(begin, width(begin), [&](int j) {
+      return finished(E::load(student_[begin] + j), entries(j), [&](Vec q) {
+        return lane_indices() + (int)(begin + j) == (int)label_ ? q - 1.0f : q;
+      });
+    });
+  }
+  // The same of one entry.
+  SADKERN_INLINE void finish_one(int64_t at, float logit, float entry) const {
+    const Vec out = finished(splat(logit), splat(entry), [&](Vec q) {
+      return at == label_ ? q - 1.0f : q;
+    });
+    gradient_.write_one(at, out[0]);
+  }
+
+  // The student's logits less their maximum.
+  SADKERN_INLINE Vec below_max(const typename E::Raw* logits) const {
+    return below_max(E::load(logits));
+  }
+  SADKERN_INLINE int width(int64_t begin) const {
+    return static_cast<int>(a_.vocab - begin < kTile ? a_.vocab - begin : kTile);
+  }
+
+  const bool past_caches_;
+  const float inv_temperature_;
+  Tiles<E> student_;
+  Gradient<E> gradient_;
+  int64_t label_ = -1;
+  float scale_ = 0;
+  Vec max_s_{};
+
+ private:
+  SADKERN_INLINE Vec below_max(Vec logits) const {
+    return multiply_subtract(logits, inv_temperature_, max_s_);
+  }
+  template <class F>
+  SADKERN_INLINE Vec finished(Vec logits, Vec entries, F less_label) const {
+    if (label_ >= 0) {
+      entries += hard_scale_ * less_label(exp(below_max(logits) * a_.temperature - lse_h_));
+    }
+    if (a_.softcap != 0) {
+      const Vec tanh = logits * (1 / a_.softcap);
+      entries *= 1.0f - tanh * tanh;
+    }
+    return entries;
+  }
+
+  const RowArgs& a_;
+  float hard_scale_ = 0, lse_h_ = 0;
+};
+
+inline void zero_entries(const RowArgs& a, int64_t i, int64_t from) {
+  if (!a.dstudent.data) return;
+  char* row = row_pointer(a, a.dstudent, i);
+  memset(row + from * size_of(a.dtype), 0, (a.student_vocab - from) * size_of(a.dtype));
+}
+
+// Every row in turn, by a Row of each thread's own: `read` finds everything but the gradient, `write`
+// then writes that. False where a Row could not have its memory.
+template <class Row, class Args>
+bool all_rows(const Args& a, int threads) {
+  int64_t rows = 1, supervised = 0;
+  for (int d = 0; d < a.leading; ++d) rows *= a.sizes[d];
+  for (int64_t i = 0; i < rows; ++i) supervised += a.supervised[i] != 0;
+  // A gradient that no cache could hold until it is used goes straight to memory.
+  const bool past_caches = a.dstudent.data != a.student.data &&
+                           supervised * a.vocab * size_of(a.dtype) > (int64_t{8} << 20);
+  const int group = static_cast<int>(a.vocab < 65536 ? 65536 / a.vocab : 1);
+  bool complete = true;
+#pragma omp parallel num_threads(threads) reduction(&& : complete)
+  {
+    Row row(a, past_caches);
+    complete = row.has_memory();
+    // Short rows in groups: the fetching ahead of a row's end then serves the next one.
+#pragma omp for schedule(dynamic, group)
+    for (int64_t i = 0; i < rows; ++i) {
+      if (!complete) continue;
+      if (a.supervised[i]) {
+        row.read(i);
+        if (a.dstudent.data) row.write();
+        zero_entries(a, i, a.vocab);
+      } else {
+        row.skip(i);
+        zero_entries(a, i, 0);
+      }
+    }
+    stream_fence();
+  }
+  return complete;
+}
 
 }  // namespace
 }  // namespace sadkern

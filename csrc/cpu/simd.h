@@ -12,6 +12,11 @@
 #include <immintrin.h>
 #endif
 
+// The name of a kernel's build for one instruction set: SADKERN_ISA comes from the command line.
+#define SADKERN_JOIN_(a, b) a##b
+#define SADKERN_JOIN(a, b) SADKERN_JOIN_(a, b)
+#define SADKERN_OF_ISA(kernel) SADKERN_JOIN(kernel##_, SADKERN_ISA)
+
 namespace sadkern {
 namespace {
 
@@ -76,9 +81,15 @@ SADKERN_INLINE float max(Vec v) {
 #endif
 }
 SADKERN_INLINE bool any(VecI v) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0;
+#elif defined(__AVX2__)
+  return !_mm256_testz_si256((__m256i)v, (__m256i)v);
+#else
   int32_t seen = 0;
   for (int i = 0; i < kLanes; ++i) seen |= v[i];
   return seen != 0;
+#endif
 }
 
 // v, which the compiler may then not fuse, unrounded, into an addition.

@@ -49,35 +49,27 @@ struct Scratch {
   ~Scratch() { free(exp_s); }
 };
 
-// A row at work: `read` finds everything but the gradient, `write` then writes that.
 template <Divergence D, class E>
-class Row {
+class Row : StudentRow<E> {
+  using Base = StudentRow<E>;
+  using Base::finish, Base::width, Base::scale_, Base::student_, Base::max_s_, Base::inv_temperature_;
+
  public:
   Row(const SpanKlArgs& a, bool past_caches)
-      : a_(a), past_caches_(past_caches), inv_temperature_(1 / a.temperature),
-        scratch_((a.vocab + kTile - 1) / kTile) {}
+      : Base(a, past_caches), a_(a), scratch_((a.vocab + kTile - 1) / kTile) {}
   bool has_memory() const { return scratch_.exp_s; }
 
   void read(int64_t i) {
-    student_.open(row_pointer(a_, a_.student, i), a_.vocab);
+    Base::open(i);
     teacher_.open(row_pointer(a_, a_.teacher, i), a_.vocab);
-    if (a_.dstudent.data) gradient_.open(row_pointer(a_, a_.dstudent, i), past_caches_);
-    label_ = a_.labels ? a_.labels[i] : -1;
-    scale_ = a_.row_weights[i] * inv_temperature_;
-    hard_scale_ = a_.row_weights[i] * a_.ce_weight;
 
     const State state = first_sweep();
     const double log_s = __builtin_log(state.sum_s), log_t = __builtin_log(state.sum_t);
     const double log_h = a_.temperature == 1 ? log_s : __builtin_log(state.sum_h);
-    lse_h_ = log_h;
-    max_s_ = splat(state.max_s);
+    Base::normalise(state.max_s, log_h);
     const Vec max_t = splat(state.max_t);
     a_.teacher_entropy[i] = teacher_entropy(state, log_t);
-    a_.cross_entropy[i] = 0;
-    if (label_ >= 0) {
-      const Vec near = below_max(student_[label_ / kTile * kTile] + label_ % kTile / kLanes * kLanes);
-      a_.cross_entropy[i] = log_h - double{near[label_ % kLanes]} * a_.temperature;
-    }
+    a_.cross_entropy[i] = Base::cross_entropy(log_h);
     a_.agreement[i] = same_top(max_t);
 
     const float over_sum_s = 1 / state.sum_s, over_sum_t = 1 / state.sum_t;
@@ -96,6 +88,10 @@ class Row {
       value = second_sweep(state, log_s, log_t);
     }
     a_.per_token[i] = value < 0 ? 0 : value;  // rounding only: a divergence is not negative
+  }
+  void skip(int64_t i) const {
+    a_.per_token[i] = a_.cross_entropy[i] = a_.teacher_entropy[i] = 0;
+    a_.agreement[i] = 0;
   }
 
   void write() const {
@@ -134,25 +130,13 @@ class Row {
     }
   }
 
-  // Writes a tile's entries, the hard label's gradient added.
-  template <class F>
-  SADKERN_INLINE void finish(int64_t begin, F entries) const {
-    if (label_ < 0) return gradient_.write(begin, width(begin), entries);
-    gradient_.write(begin, width(begin), [&](int j) {
-      const Vec q = exp(below_max(student_[begin] + j) * a_.temperature - lse_h_);
-      const VecI here = lane_indices() + (int)(begin + j) == (int)label_;
-      return entries(j) + hard_scale_ * (here ? q - 1.0f : q);
-    });
-  }
-
   SADKERN_INLINE State first_sweep() {
-    const bool soften = label_ >= 0 && a_.temperature != 1;  // hard labels know no temperature
     State state = State::empty(-kInf);
     Maxima top = maxima<E>(tile_at(0));
     for (int64_t begin = 0; begin < a_.vocab; begin += kTile) {
       const int64_t next = begin + kTile < a_.vocab ? begin + kTile : begin;
       const State tile =
-          tile_state<D, E>(tile_at(begin), top, a_.temperature, soften, scratch_.exp_s + begin,
+          tile_state<D, E>(tile_at(begin), top, a_.temperature, Base::softens(), scratch_.exp_s + begin,
                            scratch_.exp_t + begin, tile_at(next), top);
       scratch_.tile_s[begin / kTile] = tile.max_s;
       scratch_.tile_t[begin / kTile] = tile.max_t;
@@ -208,84 +192,29 @@ class Row {
     return any(found);
   }
 
-  // The student's logits less their maximum.
-  SADKERN_INLINE Vec below_max(const typename E::Raw* logits) const {
-    return multiply_subtract(E::load(logits), inv_temperature_, max_s_);
-  }
-  SADKERN_INLINE int width(int64_t begin) const {
-    return static_cast<int>(a_.vocab - begin < kTile ? a_.vocab - begin : kTile);
-  }
   SADKERN_INLINE Tile<E> tile_at(int64_t begin) const {
     return {student_[begin], teacher_[begin], width(begin)};
   }
 
   const SpanKlArgs& a_;
-  const bool past_caches_;
-  const float inv_temperature_;
   const Scratch scratch_;
-  Tiles<E> student_, teacher_;
-  Gradient<E> gradient_;
-  int64_t label_ = -1;
-  float scale_ = 0, hard_scale_ = 0, lse_h_ = 0;
+  Tiles<E> teacher_;
   double centre_ = 0;  // what the gradient subtracts, a mean over the row
-  Vec max_s_{};
 };
-
-void zero_entries(const SpanKlArgs& a, int64_t i, int64_t from) {
-  if (!a.dstudent.data) return;
-  char* row = row_pointer(a, a.dstudent, i);
-  memset(row + from * size_of(a.dtype), 0, (a.student_vocab - from) * size_of(a.dtype));
-}
-
-template <Divergence D, class E>
-bool all_rows(const SpanKlArgs& a, int threads) {
-  int64_t rows = 1, supervised = 0;
-  for (int d = 0; d < a.leading; ++d) rows *= a.sizes[d];
-  for (int64_t i = 0; i < rows; ++i) supervised += a.supervised[i] != 0;
-  // A gradient that no cache could hold until it is used goes straight to memory.
-  const bool past_caches = a.dstudent.data != a.student.data &&
-                           supervised * a.vocab * size_of(a.dtype) > (int64_t{8} << 20);
-  const int group = static_cast<int>(a.vocab < 65536 ? 65536 / a.vocab : 1);
-  bool complete = true;
-#pragma omp parallel num_threads(threads) reduction(&& : complete)
-  {
-    Row<D, E> row(a, past_caches);
-    complete = row.has_memory();
-    // Short rows in groups: the fetching ahead of a row's end then serves the next one.
-#pragma omp for schedule(dynamic, group)
-    for (int64_t i = 0; i < rows; ++i) {
-      if (!complete) continue;
-      if (a.supervised[i]) {
-        row.read(i);
-        if (a.dstudent.data) row.write();
-        zero_entries(a, i, a.vocab);
-      } else {
-        a.per_token[i] = a.cross_entropy[i] = a.teacher_entropy[i] = 0;
-        a.agreement[i] = 0;
-        zero_entries(a, i, 0);
-      }
-    }
-    stream_fence();
-  }
-  return complete;
-}
 
 template <Divergence D>
 bool any_dtype(const SpanKlArgs& a, int threads) {
   switch (a.dtype) {
-    case DType::float32: return all_rows<D, Float32>(a, threads);
-    case DType::bfloat16: return all_rows<D, BFloat16>(a, threads);
-    case DType::float16: return all_rows<D, Float16>(a, threads);
+    case DType::float32: return all_rows<Row<D, Float32>>(a, threads);
+    case DType::bfloat16: return all_rows<Row<D, BFloat16>>(a, threads);
+    case DType::float16: return all_rows<Row<D, Float16>>(a, threads);
   }
   return false;
 }
 
 }  // namespace
 
-#define SADKERN_JOIN_(a, b) a##b
-#define SADKERN_JOIN(a, b) SADKERN_JOIN_(a, b)
-
-bool SADKERN_JOIN(span_kl_, SADKERN_ISA)(const SpanKlArgs& a, int threads) {
+bool SADKERN_OF_ISA(span_kl)(const SpanKlArgs& a, int threads) {
   switch (a.divergence) {
     case Divergence::forward_kl: return any_dtype<Divergence::forward_kl>(a, threads);
     case Divergence::reverse_kl: return any_dtype<Divergence::reverse_kl>(a, threads);

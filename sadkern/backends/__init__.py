@@ -1,5 +1,5 @@
-"""Where a row's divergence is computed. Every backend offers one function of the same face,
-`divergence_rows`, that `sadkern.ops` calls; `choose` says which one serves a call.
+"""Where rows are worked on. Every backend offers the same two functions, `divergence_rows` and
+`topk_rows`, and `empty`, memory for what they write; `choose` says which one serves a call.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from sadkern.backends import native, reference
 BACKENDS: dict[str, ModuleType] = {"reference": reference, "native": native}
 
 
-def choose(name: str, student: torch.Tensor) -> ModuleType:
-    """The backend called `name`; `auto` takes the fastest that serves the device and dtype.
+def choose(name: str, dtype: torch.dtype, device: torch.device) -> ModuleType:
+    """The backend called `name`; `auto` takes the fastest that serves logits of such a dtype there.
 
     Raises:
         ValueError: `name` is not a backend, or does not take this dtype.
         RuntimeError: the backend is not there, or does not serve this device.
     """
     if name == "auto":
-        if native.serves(student) is None:
+        if native.serves(dtype, device) is None:
             return native
-        if student.dtype is not torch.float64:
-            _warn_once(student.device.type)
+        if dtype is not torch.float64:
+            _warn_once(device.type)
         return reference
     if name not in BACKENDS:
         raise ValueError(f"backend={name!r}: expected auto, {', '.join(BACKENDS)}")
     backend = BACKENDS[name]
-    refusal: Exception | None = backend.serves(student)
+    refusal: Exception | None = backend.serves(dtype, device)
     if refusal is not None:
         raise refusal
     return backend

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from math import prod
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sadkern.backends import reference
+from sadkern.backends.reference import RowValues
+from sadkern.sides import TopK
 
 _C: ModuleType | None
 try:
@@ -19,7 +24,7 @@ except ImportError as error:
     _import_error = str(error)
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-# Smaller gradients come from memory that the system's allocator recycles itself.
+# What is smaller comes from memory that the system's allocator recycles itself.
 RECYCLED_BYTES = 4 << 20
 
 
@@ -35,38 +40,38 @@ def core() -> ModuleType:
     return _C
 
 
-def serves(student: Tensor) -> Exception | None:
+def serves(dtype: torch.dtype, device: torch.device) -> Exception | None:
     """None where this backend can take such logits, else the error that says why not."""
     if _C is None:
         return RuntimeError(
             f"backend='native': {missing()}. A C++17 compiler and "
             "`SADKERN_NATIVE=1 pip install --force-reinstall sadkern` build it."
         )
-    if student.device.type != "cpu":
-        return RuntimeError(f"backend='native' serves CPU tensors, got device {student.device}")
-    if student.dtype not in DTYPES:
+    if device.type != "cpu":
+        return RuntimeError(f"backend='native' serves CPU tensors, got device {device}")
+    if dtype not in DTYPES:
         return ValueError(
-            f"backend='native' takes {', '.join(DTYPES.values())} logits, got {student.dtype}; "
+            f"backend='native' takes {', '.join(DTYPES.values())} logits, got {dtype}; "
             "backend='reference' takes any"
         )
     return None
 
 
-def empty_gradient(student: Tensor) -> Tensor:
-    """As `reference.empty_gradient`; large ones of recycled memory, see csrc/cpu/buffer.h."""
-    if student.nbytes < RECYCLED_BYTES:
-        return reference.empty_gradient(student)
-    memory = core().Buffer(student.nbytes)
-    gradient = torch.frombuffer(memory, dtype=student.dtype).view(student.shape)
+def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """As `reference.empty`; what is large of recycled memory, see csrc/cpu/buffer.h."""
+    nbytes = prod(shape) * dtype.itemsize
+    if nbytes < RECYCLED_BYTES:
+        return reference.empty(shape, dtype, device)
+    memory = torch.frombuffer(core().Buffer(nbytes), dtype=dtype).view(shape)
     poisoned = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     if poisoned and torch.are_deterministic_algorithms_enabled():
-        gradient.fill_(torch.nan)
-    return gradient
+        memory.fill_(torch.nan)
+    return memory
 
 
 def divergence_rows(
     student: Tensor,  # [..., V_s]
-    teacher: Tensor,  # [..., V_t]
+    teacher: Tensor | TopK,  # [..., V_t] or [..., K]
     supervised: Tensor,  # [...] bool
     row_weights: Tensor,  # [...] fp32
     labels: Tensor | None,  # [...] int64
@@ -76,41 +81,95 @@ def divergence_rows(
     mix: float,
     temperature: float,
     ce_weight: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    tail: str = "bucket",
+    softcap: float = 0.0,
+) -> RowValues:
     """As `reference.divergence_rows`, each supervised row read once, its gradient written once."""
     sizes = student.shape[:-1]
     per_token, cross_entropy, teacher_entropy = (
         torch.empty(sizes, dtype=torch.float32) for _ in range(3)
     )
-    agreement = torch.empty(sizes, dtype=torch.bool)
-    flags, weights = supervised.contiguous(), row_weights.contiguous()
-    hard = labels.contiguous() if labels is not None else None
-    s, t = _unit_stride(student), _unit_stride(teacher)
+    agreement, tail_mass = torch.empty(sizes, dtype=torch.bool), torch.zeros(sizes)
+    values = RowValues(per_token, cross_entropy, teacher_entropy, agreement, tail_mass)
+    s = _unit_stride(student)
     d = s if dstudent is student else dstudent
-    core().span_kl(
-        sizes=list(sizes),
-        vocab=min(s.shape[-1], t.shape[-1]),
-        student_vocab=s.shape[-1],
-        student=_rows(s),
-        teacher=_rows(t),
-        dstudent=_rows(d) if d is not None else (0, []),
-        dtype=DTYPES[s.dtype],
-        supervised=flags.data_ptr(),
-        row_weights=weights.data_ptr(),
-        labels=hard.data_ptr() if hard is not None else 0,
-        divergence=divergence,
-        mix=mix,
-        temperature=temperature,
-        ce_weight=ce_weight,
-        per_token=per_token.data_ptr(),
-        cross_entropy=cross_entropy.data_ptr(),
-        teacher_entropy=teacher_entropy.data_ptr(),
-        agreement=agreement.data_ptr(),
-        threads=torch.get_num_threads(),
-    )
+    rows = {
+        "sizes": list(sizes),
+        "vocab": s.shape[-1],
+        "student_vocab": s.shape[-1],
+        "student": _rows(s),
+        "dstudent": _rows(d) if d is not None else (0, []),
+        "dtype": DTYPES[s.dtype],
+        "supervised": supervised.contiguous(),
+        "row_weights": row_weights.contiguous(),
+        "labels": _contiguous(labels),
+        "divergence": divergence,
+        "mix": mix,
+        "temperature": temperature,
+        "ce_weight": ce_weight,
+        "softcap": softcap,
+        "per_token": per_token,
+        "cross_entropy": cross_entropy,
+        "teacher_entropy": teacher_entropy,
+        "agreement": agreement,
+    }
+    if isinstance(teacher, TopK):
+        repeated = _call(
+            core().span_kl_topk,
+            **rows,
+            ids=teacher.ids.to(torch.int32).contiguous(),
+            logprobs=_contiguous(teacher.logprobs, torch.float32),
+            tail=_contiguous(teacher.tail_mass, torch.float32),
+            entropy=_contiguous(teacher.entropy, torch.float32),
+            k=teacher.ids.shape[-1],
+            tail_mode=tail,
+            tail_mass=tail_mass,
+        )
+        if repeated >= 0:
+            row = tuple(int(i) for i in torch.unravel_index(torch.tensor(repeated), sizes))
+            reference.refuse_repeated(row, teacher.ids[row])
+    else:
+        t = _unit_stride(teacher)
+        rows["vocab"] = min(s.shape[-1], t.shape[-1])
+        _call(core().span_kl, **rows, teacher=_rows(t))
     if dstudent is student and s is not student:
         student.copy_(s)
-    return per_token, cross_entropy, teacher_entropy, agreement
+    return values
+
+
+def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
+    """As `reference.topk_rows`, each row read once."""
+    sizes = logits.shape[:-1]
+    found = TopK(
+        torch.empty((*sizes, k), dtype=torch.int32),
+        torch.empty((*sizes, k), dtype=torch.float32),
+        *(torch.empty(sizes, dtype=torch.float32) for _ in range(3)),
+    )
+    x = _unit_stride(logits)
+    _call(
+        core().topk,
+        sizes=list(sizes),
+        vocab=x.shape[-1],
+        logits=_rows(x),
+        dtype=DTYPES[x.dtype],
+        k=k,
+        temperature=temperature,
+        **vars(found),
+    )
+    return found
+
+
+def _call(kernel: Callable[..., Any], **arguments: Any) -> Any:
+    """Tensors go as their addresses; an absent one is 0."""
+    addresses = {
+        name: value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
+        for name, value in arguments.items()
+    }
+    return kernel(**addresses, threads=torch.get_num_threads())
+
+
+def _contiguous(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype or tensor.dtype).contiguous()
 
 
 def _unit_stride(logits: Tensor) -> Tensor:

@@ -5,22 +5,36 @@ Slow, and holding several row-wide temporaries; the kernels are these formulas m
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from sadkern.sides import TopK
 
-def serves(student: Tensor) -> None:
+
+class RowValues(NamedTuple):
+    """What `divergence_rows` finds of each row [...]; 0 where not supervised."""
+
+    per_token: Tensor
+    cross_entropy: Tensor
+    teacher_entropy: Tensor
+    agreement: Tensor
+    tail_mass: Tensor
+
+
+def serves(dtype: torch.dtype, device: torch.device) -> None:
     """Any device, any floating dtype."""
 
 
-def empty_gradient(student: Tensor) -> Tensor:
-    """Uninitialised memory for the gradient of `student`, contiguous."""
-    return torch.empty_like(student, memory_format=torch.contiguous_format)
+def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Uninitialised memory for a gradient or a tile, contiguous."""
+    return torch.empty(shape, dtype=dtype, device=device)
 
 
 def divergence_rows(
     student: Tensor,  # [..., V_s]
-    teacher: Tensor,  # [..., V_t]
+    teacher: Tensor | TopK,  # [..., V_t] or [..., K]
     supervised: Tensor,  # [...] bool
     row_weights: Tensor,  # [...] fp32 or fp64
     labels: Tensor | None,  # [...] int64
@@ -30,18 +44,32 @@ def divergence_rows(
     mix: float,
     temperature: float,
     ce_weight: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Per row: divergence, cross-entropy, teacher entropy, top-1 agreement; each [...], 0 where not
-    supervised. Fills `dstudent` with the gradient of
+    tail: str = "bucket",
+    softcap: float = 0.0,
+) -> RowValues:
+    """Values per row; fills `dstudent` with the gradient of
     `sum_i row_weights_i (divergence_i + ce_weight cross_entropy_i)`.
+
+    `softcap` c other than 0 says that the student's logits are c tanh(x / c): the gradient is that
+    with respect to x.
     """
     wide = torch.promote_types(student.dtype, torch.float32)
-    vocab = min(student.shape[-1], teacher.shape[-1])
+    vocab = student.shape[-1]
+    if isinstance(teacher, Tensor):
+        vocab = min(vocab, teacher.shape[-1])
     raw = student[supervised][:, :vocab].to(wide)  # [M, V]
-    s, t = raw / temperature, teacher[supervised][:, :vocab].to(wide) / temperature
-    lq, lp = s.log_softmax(-1), t.log_softmax(-1)
+    s = raw / temperature
+    lq = s.log_softmax(-1)
 
-    value, gradient = _divergence(divergence, lp, lq, mix)
+    if isinstance(teacher, TopK):
+        value, gradient, entropy, top, mass = _topk(lq, teacher, supervised, divergence, mix, tail)
+    else:
+        t = teacher[supervised][:, :vocab].to(wide) / temperature
+        lp = t.log_softmax(-1)
+        value, gradient = _divergence(divergence, lp, lq, mix)
+        entropy = -_times_unless_zero(lp.exp(), lp).sum(-1)
+        top = t == t.amax(-1, True)
+        mass = torch.zeros_like(value)
     gradient = gradient / temperature
     cross_entropy = torch.zeros_like(value)
     if labels is not None:
@@ -52,6 +80,8 @@ def divergence_rows(
         cross_entropy = torch.where(known, -hard.gather(-1, picked).squeeze(-1), cross_entropy)
         dhard = hard.exp().scatter_add(-1, picked, torch.full_like(raw[:, :1], -1.0))
         gradient = gradient + ce_weight * torch.where(known.unsqueeze(-1), dhard, 0.0)
+    if softcap:
+        gradient = gradient * (1 - (raw / softcap) ** 2)
 
     if dstudent is not None:
         weighted = gradient * row_weights[supervised].to(wide).unsqueeze(-1)
@@ -59,13 +89,27 @@ def divergence_rows(
         dstudent[~supervised] = 0
         dstudent[supervised] = padded.to(dstudent.dtype)
 
-    entropy = -_times_unless_zero(lp.exp(), lp).sum(-1)
-    same_top = ((s == s.amax(-1, True)) & (t == t.amax(-1, True))).any(-1)
+    same_top = ((s == s.amax(-1, True)) & top).any(-1)
 
     def spread(rows: Tensor) -> Tensor:
         return rows.new_zeros(supervised.shape).masked_scatter(supervised, rows)
 
-    return spread(value), spread(cross_entropy), spread(entropy), spread(same_top)
+    return RowValues(*map(spread, (value, cross_entropy, entropy, same_top, mass)))
+
+
+def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
+    """The k most likely tokens of rows of `logits` [..., V]; equal logits in the order of ids."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    raw = logits.to(wide)
+    lp = (raw / temperature).log_softmax(-1)
+    ids = torch.sort(raw, dim=-1, descending=True, stable=True).indices[..., :k]
+    return TopK(
+        ids.to(torch.int32),
+        lp.gather(-1, ids),
+        tail_mass=lp.exp().scatter(-1, ids, 0.0).sum(-1),
+        entropy=-_times_unless_zero(lp.exp(), lp).sum(-1),
+        lse=(raw / temperature).logsumexp(-1),
+    )
 
 
 def _times_unless_zero(x: Tensor, y: Tensor) -> Tensor:
@@ -76,36 +120,113 @@ def _times_unless_zero(x: Tensor, y: Tensor) -> Tensor:
 def _divergence(name: str, lp: Tensor, lq: Tensor, mix: float) -> tuple[Tensor, Tensor]:
     """Value [M] and gradient [M, V] with respect to the logits of q, from log-probabilities [M, V].
 
-    With g = dD/dq the gradient is `q (g - sum_k q_k g_k)`; below stands q g, whose terms that are
-    constant over the vocabulary fall out.
+    With g = dD/dq the gradient is `q (g - sum_k q_k g_k)`.
     """
+    if name == "forward_kl":
+        return _terms(name, lp, lq, mix)[0].sum(-1), lq.exp() - lp.exp()
+    terms, qg = _terms(name, lp, lq, mix)
+    return terms.sum(-1), qg - lq.exp() * qg.sum(-1, keepdim=True)
+
+
+def _terms(name: str, lp: Tensor, lq: Tensor, mix: float) -> tuple[Tensor, Tensor]:
+    """Each token's share of the value, and its q g, both [M, V]."""
     p, q = lp.exp(), lq.exp()
     rest = 1 - mix
     if name == "forward_kl":
-        return _times_unless_zero(p, lp - lq).sum(-1), q - p
+        return _times_unless_zero(p, lp - lq), -p
     if name == "reverse_kl":
-        qg = _times_unless_zero(q, lq - lp)
-        value = qg.sum(-1)
-    elif name == "jsd":
+        kl = _times_unless_zero(q, lq - lp)
+        return kl, kl + q
+    if name == "jsd":
         lm = _log_mixture(lq, lp, mix)
         qg = rest * _times_unless_zero(q, lq - lm)
-        value = (mix * _times_unless_zero(p, lp - lm) + qg).sum(-1)
-    elif name == "skew_forward_kl":
+        return mix * _times_unless_zero(p, lp - lm) + qg, qg
+    if name == "skew_forward_kl":
         lm = _log_mixture(lq, lp, mix)
-        value = _times_unless_zero(p, lp - lm).sum(-1)
-        qg = -rest * _times_unless_zero(p, (lq - lm).exp())
-    elif name == "skew_reverse_kl":
+        return _times_unless_zero(p, lp - lm), -rest * _times_unless_zero(p, (lq - lm).exp())
+    if name == "skew_reverse_kl":
         lm = _log_mixture(lp, lq, mix)
         kl = _times_unless_zero(q, lq - lm)
-        value = kl.sum(-1)
-        qg = kl - mix * _times_unless_zero(q, (lq - lm).exp())
-    else:
-        value = 0.5 * (p - q).abs().sum(-1)
-        qg = 0.5 * q * ((q - p).sign() + 0 * (q - p))  # 0 (q - p): NaN stays NaN
-    return value, qg - q * qg.sum(-1, keepdim=True)
+        return kl, kl + q - mix * _times_unless_zero(q, (lq - lm).exp())
+    # 0 (q - p): NaN stays NaN
+    return 0.5 * (p - q).abs(), 0.5 * q * ((q - p).sign() + 0 * (q - p))
 
 
 def _log_mixture(la: Tensor, lb: Tensor, weight_of_b: float) -> Tensor:
     """log((1 - w) a + w b) from log a and log b."""
     weight = torch.tensor([1 - weight_of_b, weight_of_b], dtype=la.dtype, device=la.device).log()
     return torch.logaddexp(la + weight[0], lb + weight[1])
+
+
+def _topk(
+    lq: Tensor,  # [M, V]
+    teacher: TopK,
+    supervised: Tensor,  # [...] bool
+    divergence: str,
+    mix: float,
+    mode: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Value [M], gradient [M, V], teacher entropy [M], which tokens are its top [M, V], tail [M].
+
+    The divergence is one over K + 1 buckets: each of the teacher's tokens, and all others together,
+    the tail. `renormalize` gives all of the teacher's mass to its tokens, which leaves its tail 0;
+    `none` leaves the tail's term out of the sum. An entry without id (-1) is an empty bucket.
+    """
+    ids = teacher.ids[supervised].long()
+    _refuse_repeated(ids, supervised)
+    given = ids >= 0
+    ids = ids.clamp(min=0)
+    lp = teacher.logprobs[supervised].to(lq.dtype).masked_fill(~given, -torch.inf)  # [M, K]
+    bucket_lq = lq.gather(-1, ids).masked_fill(~given, -torch.inf)
+    inside = torch.zeros_like(lq).scatter_add(-1, ids, given.to(lq.dtype)) > 0
+    outside = lq.masked_fill(inside, -torch.inf)
+    lq_tail = outside.logsumexp(-1, keepdim=True)
+
+    known = lp.logsumexp(-1, keepdim=True)
+    missing = (1 - known.exp()).clamp(min=0).squeeze(-1)
+    mass = missing if teacher.tail_mass is None else teacher.tail_mass[supervised].to(lq.dtype)
+    lp_tail = mass.log().unsqueeze(-1)
+    # A student without a tail cannot be infinitely far from a teacher's that is only rounding.
+    rounding = (mass <= ids.shape[-1] * 2.0**-23) | (given.sum(-1) == lq.shape[-1])
+    lp_tail = lp_tail.masked_fill((lq_tail == -torch.inf) & rounding.unsqueeze(-1), -torch.inf)
+    if mode == "renormalize":
+        lp, lp_tail = lp - known, torch.full_like(lp_tail, -torch.inf)
+
+    lp, lq_of = torch.cat([lp, lp_tail], -1), torch.cat([bucket_lq, lq_tail], -1)
+    terms, qg = _terms(divergence, lp, lq_of, mix)
+    entropies = -_times_unless_zero(lp.exp(), lp)
+    if mode == "none":
+        terms, qg, entropies = (x[..., :-1] for x in (terms, qg, entropies))
+        qg = torch.nn.functional.pad(qg, (0, 1))
+    entropy = entropies.sum(-1)
+    if teacher.entropy is not None:
+        entropy = teacher.entropy[supervised].to(lq.dtype)
+
+    gradient = qg - lq_of.exp() * qg.sum(-1, keepdim=True)  # of each bucket
+    # The tail's is shared by its tokens as its probability is; without any there is none.
+    share = torch.where(inside | (lq_tail == -torch.inf), 0.0, (outside - lq_tail).exp())
+    spread = share * gradient[:, -1:]
+    spread = spread.scatter_add(-1, ids, torch.where(given, gradient[:, :-1], 0.0))
+    # NaN anywhere in a row makes all of its gradient so.
+    spread = spread + 0 * gradient.sum(-1, keepdim=True)
+    is_top = given & (lp[:, :-1] == lp[:, :-1].amax(-1, True))
+    top = torch.zeros_like(lq).scatter_add(-1, ids, is_top.to(lq.dtype)) > 0
+    return terms.sum(-1), spread, entropy, top, mass
+
+
+def refuse_repeated(row: tuple[int, ...], ids: Tensor) -> None:
+    """Raises the ValueError for a row whose `ids` [K] hold one twice."""
+    values, counts = ids[ids >= 0].unique(return_counts=True)
+    twice = values[counts > 1][0].item()
+    raise ValueError(f"teacher.ids{list(row)} holds id {twice} twice, expected distinct ids")
+
+
+def _refuse_repeated(ids: Tensor, supervised: Tensor) -> None:
+    """On the CPU alone: elsewhere looking would make the host wait for the device."""
+    if ids.device.type != "cpu":
+        return
+    ordered = ids.sort(-1).values
+    repeated = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(-1)
+    if repeated.any():
+        at = int(repeated.nonzero()[0])
+        refuse_repeated(tuple(supervised.nonzero()[at].tolist()), ids[at])
