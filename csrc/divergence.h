@@ -152,7 +152,7 @@ SADKERN_INLINE Term<R> term(R p, R q, R log_ratio, float mix) {
   }
 }
 
-// The same of one of few buckets, from its log-probabilities: its share of the value, and q g with nothing
+// The same of one of few buckets, from its probabilities and their logarithms: its share of the value, and q g with nothing
 // left out of g, so that a sum may also leave buckets out. For double: nothing is done here against
 // cancellation.
 template <class R>
@@ -161,8 +161,8 @@ struct BucketTerm {
 };
 
 template <class R, class Math>
-SADKERN_INLINE BucketTerm<R> bucket_term(Divergence divergence, R lp, R lq, R mix) {
-  const R p = Math::exp(lp), q = Math::exp(lq), rest = 1 - mix;
+SADKERN_INLINE BucketTerm<R> bucket_term(Divergence divergence, R lp, R p, R lq, R q, R mix) {
+  const R rest = 1 - mix;
   switch (divergence) {
     case Divergence::forward_kl: return {times_unless_zero(p, lp - lq), -p};
     case Divergence::reverse_kl: {

@@ -92,6 +92,19 @@ SADKERN_INLINE bool any(VecI v) {
 #endif
 }
 
+// Bit k is set where lane k of a comparison holds.
+SADKERN_INLINE uint32_t lane_mask(VecI v) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask((__m512i)v);
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)v);
+#else
+  uint32_t mask = 0;
+  for (int i = 0; i < kLanes; ++i) mask |= (v[i] & 1u) << i;
+  return mask;
+#endif
+}
+
 // v, which the compiler may then not fuse, unrounded, into an addition.
 SADKERN_INLINE Vec rounded(Vec v) {
 #if defined(__x86_64__)

@@ -41,14 +41,30 @@ class Candidates {
   Candidates(uint64_t* keys, const TopkArgs& a, int64_t capacity)
       : keys_(keys), k_(a.k), vocab_(a.vocab), capacity_(capacity) {}
 
-  void clear() {
+  // `first`: the row's first tile if it is whole, else nullptr.
+  template <class E>
+  void start(const typename E::Raw* first) {
     count_ = 0;
-    bar_ = splat(__builtin_nanf(""));
+    bar_ = splat(__builtin_nanf(""));  // nothing is below it
+    if (!first) return;
+    // Of k parts of the tile each has an entry as large as the smallest of their maxima.
+    const int groups = static_cast<int>((k_ + kLanes - 1) / kLanes), length = kTile / kLanes / groups;
+    Vec least = splat(kInf);
+    for (int group = 0; group < groups; ++group) {
+      Vec most = splat(-kInf);
+      for (int i = group * length; i < (group + 1) * length; ++i) {
+        most = max(E::load(first + i * kLanes), most);
+      }
+      least = -max(-least, -most);
+    }
+    const float bar = -max(-least);
+    // Only what is above the bar is taken, and here what is equal belongs to it.
+    if (bar > -kInf) bar_ = splat(bar - __builtin_fabsf(bar) * 0x1p-22f - 0x1p-126f);
   }
   SADKERN_INLINE void add(Vec logits, int64_t begin) {
-    // Strictly above: of equal logits the first came first. Everything is "not below" a NaN.
+    // Strictly above: of equal logits the first came first.
     const VecI above = ~(logits <= bar_);
-    if (__builtin_expect(any(above), 0)) collect(logits, above, begin);
+    if (__builtin_expect(any(above), 0)) collect(logits, lane_mask(above), begin);
   }
   // Largest first.
   const uint64_t* finish() {
@@ -57,10 +73,12 @@ class Candidates {
   }
 
  private:
-  void __attribute__((noinline)) collect(Vec logits, VecI above, int64_t begin) {
-    for (int lane = 0; lane < kLanes; ++lane) {
-      const int64_t id = begin + lane;
-      if (above[lane] && id < vocab_) keys_[count_++] = key_of(logits[lane], id);
+  void __attribute__((noinline)) collect(Vec logits, uint32_t lanes, int64_t begin) {
+    alignas(64) float entries[kLanes];
+    store(entries, logits);
+    for (; lanes != 0; lanes &= lanes - 1) {
+      const int lane = __builtin_ctz(lanes);
+      if (begin + lane < vocab_) keys_[count_++] = key_of(entries[lane], begin + lane);
     }
     if (count_ < capacity_) return;
     largest_first(keys_, count_, k_, false);
@@ -102,7 +120,7 @@ class Row {
 
   void select(int64_t i) {
     logits_.open(row_pointer(a_, a_.logits, i), a_.vocab);
-    candidates_.clear();
+    candidates_.template start<E>(a_.vocab >= kTile ? logits_[0] : nullptr);
     State state = State::empty(-kInf);
     for (int64_t begin = 0; begin < a_.vocab; begin += kTile) {
       state = merge(state, sweep(begin), double{a_.temperature}, Exp{});
@@ -130,6 +148,7 @@ class Row {
   // One tile: its state, its exponentials left in scratch, its candidates collected.
   SADKERN_INLINE State sweep(int64_t begin) {
     const auto* logits = logits_[begin];
+    const auto* next = logits_[begin + kTile < a_.vocab ? begin + kTile : 0];
     const int n = width(begin);
     Vec best = splat(-kInf);
     for (int j = 0; j < n; j += kLanes) best = max(E::load(logits + j), best);
@@ -139,6 +158,7 @@ class Row {
     const Vec centre = splat(finite(state.max_t));
     Sum<false> sum_t, ent_t;
     for (int j = 0; j < n; j += kLanes) {
+      __builtin_prefetch(next + j, 0, 3);
       const Vec logit = E::load(logits + j);
       const Vec x = multiply_subtract(logit, inv_temperature_, centre);
       const Vec e = exp<E::kExpDegree>(x);
