@@ -70,6 +70,8 @@ def divergence_rows(
         entropy = -_times_unless_zero(lp.exp(), lp).sum(-1)
         top = t == t.amax(-1, True)
         mass = torch.zeros_like(value)
+    if tail != "none" or isinstance(teacher, Tensor):
+        value = value.clamp(min=0)  # rounding only: a divergence is not negative
     gradient = gradient / temperature
     cross_entropy = torch.zeros_like(value)
     if labels is not None:

@@ -1,0 +1,462 @@
+"""Sides that are not logits: held by float64 autograd, and by what a chunk loop may not change."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from held import COMBINATIONS, STUDENTS, TEACHERS, gradients, in_dtype, leaf, leaves, make, mapped
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from precision import (
+    BACKENDS,
+    DIVERGENCES,
+    assert_as_precise_as_torch,
+    coarse_in_torch,
+    divergence_of_logs,
+    logits_in_torch,
+)
+
+from sadkern import Projection, TopK, projection, span_kl, topk_logprobs
+from sadkern.backends import native
+
+IDS = torch.tensor([[1, 2, 0, 1, 1], [0, 0, 2, 2, 1], [2, 1, 1, 0, 2]])
+WEIGHTS = torch.tensor([[1.0, 0.5, 9.0, 2.0, 1.0], [3.0, 1.0, 1.0, 0.25, 1.0], [1.0] * 5])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def loss_in_torch(student, teacher, ids, labels, weights, name, mix, tail, temperature, ce_weight):
+    """The whole formula as one would write it, with `reduction="sum"`; autograd does the rest."""
+    raw = logits_in_torch(student)
+    lq = F.log_softmax(raw / temperature, -1)
+    if isinstance(teacher, TopK):
+        lq, lp = coarse_in_torch(lq, teacher, tail)
+    else:
+        lp = F.log_softmax(logits_in_torch(teacher).to(raw.dtype) / temperature, -1)
+    value = divergence_of_logs(lq, lp, name, mix)
+    hard = F.cross_entropy(raw.flatten(0, -2), labels.flatten(), reduction="none").view_as(value)
+    return ((ids != 0) * weights.to(value.dtype) * (value + ce_weight * hard)).sum()
+
+
+def check_gradients(student, teacher, name, *, tail="bucket", temperature=1.0, backend="native",
+                    ids=IDS, weights=WEIGHTS):  # fmt: skip
+    """Of every tensor of the student: error against float64 <= 2x the same in PyTorch + eps."""
+    divergence, mix = DIVERGENCES[name]
+    vocab = logits_in_torch(student).shape[-1]
+    labels = torch.randint(0, vocab, ids.shape, generator=generator(9))
+    labels[0, 0] = -100
+
+    def in_torch(dtype):
+        s = leaf(student, dtype)
+        t = in_dtype(teacher, dtype)
+        loss_in_torch(
+            s, t, ids, labels, weights, divergence, mix, tail, temperature, 0.3
+        ).backward()
+        return gradients(s)
+
+    got = leaf(student)
+    span_kl(
+        got, teacher, ids, divergence=divergence, beta=mix, skew=mix, reduction="sum", tail=tail,
+        temperature=temperature, token_weights=weights, labels=labels, ce_weight=0.3,
+        chunk_rows=4, backend=backend,
+    ).loss.backward()  # fmt: skip
+    dtype = leaves(student)[0].dtype
+    for mine, exact, torchs in zip(
+        gradients(got), in_torch(torch.float64), in_torch(dtype), strict=True
+    ):
+        assert mine.dtype == dtype
+        assert_as_precise_as_torch(mine, exact, torchs, dtype)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", DIVERGENCES)
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
+def test_gradients_of_every_combination(student, teacher, name, backend):
+    for softcap in (4.0, None):
+        s = make(student, IDS.shape, 41, generator(1), softcap=softcap)
+        t = make(teacher, IDS.shape, 41, generator(2), width=9, softcap=softcap)
+        for temperature in (1.0, 1.7):
+            check_gradients(s, t, name, temperature=temperature, backend=backend)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("name", "tail"),
+    [
+        (name, tail)
+        for name in DIVERGENCES
+        for tail in ("renormalize", "none")
+        if (name, tail) != ("reverse_kl", "renormalize")  # is infinite and refused
+    ],
+)
+@pytest.mark.parametrize("student", STUDENTS)
+def test_gradients_of_every_tail(student, name, tail, backend):
+    s = make(student, IDS.shape, 41, generator(1))
+    check_gradients(s, make("topk", IDS.shape, 41, generator(2)), name, tail=tail, backend=backend)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("teacher", TEACHERS)
+@pytest.mark.parametrize("name", ["forward_kl", "jsd"])
+def test_gradients_of_half_precision(name, teacher, dtype):
+    s = make("projection", IDS.shape, 300, generator(1), width=32, dtype=dtype)
+    t = make(teacher, IDS.shape, 300, generator(2), width=48, dtype=dtype)
+    check_gradients(s, t, name)
+
+
+def test_logits_of_half_precision_weights_are_not_rounded():
+    """q - p cancels: with logits rounded to bf16 the gradient of a converged student is noise."""
+    t = make("projection", IDS.shape, 300, generator(1), width=32, softcap=None)
+    t = in_dtype(t, torch.bfloat16)
+    near = t.hidden + 0.01 * torch.randn(*IDS.shape, 32, generator=generator(2))
+    s = Projection(near.bfloat16(), t.weight, t.bias, t.scale)
+
+    def gradient(student, teacher):
+        student = leaf(student)
+        span_kl(student, teacher, IDS, backend="auto").loss.backward()
+        return student.hidden.grad.double()
+
+    exact = gradient(in_dtype(s, torch.float64), in_dtype(t, torch.float64))
+    error = (gradient(s, t) - exact).norm() / exact.norm()
+    logits = leaf(logits_in_torch(leaf(s)).detach())
+    span_kl(logits, logits_in_torch(t), IDS).loss.backward()
+    rounded = s.scale * logits.grad.double() @ s.weight.double()
+    assert error < 0.005  # bf16's own rounding of the result
+    assert (rounded - exact).norm() / exact.norm() > 10 * error
+
+
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS[1:])
+def test_chunks_change_nothing(student, teacher):
+    s, t = make(student, IDS.shape, 50, generator(1)), make(teacher, IDS.shape, 50, generator(2))
+    results = []
+    for chunk_rows in (1, 2, 5, 100, None):
+        x = leaf(s)
+        out = span_kl(x, t, IDS, divergence="jsd", chunk_rows=chunk_rows)
+        out.loss.backward()
+        results.append((out.per_token, out.loss, out.teacher_entropy, out.agreement, *gradients(x)))
+    for other in results[1:]:
+        for got, expected in zip(other, results[0], strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
+def test_parts_of_a_batch_add_up_to_it(student, teacher):
+    """With `num_tokens` the counts of the whole batch."""
+    s, t = make(student, IDS.shape, 50, generator(1)), make(teacher, IDS.shape, 50, generator(2))
+    whole, parts = leaf(s), leaf(s)
+    span_kl(whole, t, IDS, token_weights=WEIGHTS).loss.backward()
+    counts = [(IDS == 1).sum(), (IDS == 2).sum()]
+
+    def rows(side, i):
+        if isinstance(side, TopK):
+            return TopK(*(x[i : i + 1] for x in vars(side).values()))
+        if isinstance(side, torch.Tensor):
+            return side[i : i + 1]
+        return Projection(side.hidden[i : i + 1], side.weight, side.bias, side.scale, side.softcap)
+
+    for i in range(len(IDS)):
+        part = span_kl(
+            rows(parts, i), rows(t, i), IDS[i : i + 1], num_tokens=torch.stack(counts),
+            token_weights=WEIGHTS[i : i + 1],
+        )  # fmt: skip
+        part.loss.backward()
+    for got, expected in zip(gradients(parts), gradients(whole), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_projection_says_what_its_logits_say():
+    """Values and diagnostics, of both sides, against the logits that PyTorch makes."""
+    s, t = make("projection", IDS.shape, 50, generator(1)), make("projection", IDS.shape, 50,
+                                                                 generator(2), width=3)  # fmt: skip
+    for name, (divergence, mix) in DIVERGENCES.items():
+        options = {"divergence": divergence, "beta": mix, "skew": mix, "span_weights": (1.0, 0.5)}
+        got = span_kl(s, t, IDS, **options)
+        expected = span_kl(logits_in_torch(s), logits_in_torch(t), IDS, **options)
+        for field, value in vars(expected).items():
+            torch.testing.assert_close(
+                getattr(got, field), value, rtol=1e-5, atol=1e-6, msg=f"{name}: {field}"
+            )
+
+
+@pytest.mark.parametrize("train", ["hidden", "weight", "bias"])
+def test_only_what_requires_a_gradient_gets_one(train):
+    """A frozen head (LoRA), or nothing but the head."""
+    s, t = make("projection", IDS.shape, 50, generator(1)), make("projection", IDS.shape, 50,
+                                                                 generator(2))  # fmt: skip
+    everything = leaf(s)
+    span_kl(everything, t, IDS).loss.backward()
+    alone = mapped(s, torch.clone)
+    getattr(alone, train).requires_grad_()
+    span_kl(alone, t, IDS).loss.backward()
+    for name in ("hidden", "weight", "bias"):
+        grad = getattr(alone, name).grad
+        assert (grad is not None) == (name == train)
+    assert torch.equal(getattr(alone, train).grad, getattr(everything, train).grad)
+
+
+def count_products(run):
+    """Matrix products in `run`, and the largest tensor that it made, in elements."""
+    with torch.profiler.profile(record_shapes=True) as profile:
+        run()
+    products = ("aten::addmm", "aten::addmm_", "aten::mm", "aten::matmul", "aten::bmm")
+    return sum(event.count for event in profile.key_averages() if event.key in products)
+
+
+def test_four_products_a_chunk_and_none_in_backward():
+    s, t = make("projection", IDS.shape, 50, generator(1)), make("projection", IDS.shape, 50,
+                                                                 generator(2))  # fmt: skip
+    supervised = int((IDS != 0).sum())
+    x = leaf(s)
+    losses = []
+    chunks = -(-supervised // 4)
+    assert (
+        count_products(lambda: losses.append(span_kl(x, t, IDS, chunk_rows=4).loss)) == 4 * chunks
+    )
+    assert count_products(losses[0].backward) == 0
+    # Without the weight's gradient there are three, without any two; a top-k needs no teacher's.
+    x.weight.requires_grad_(False)
+    assert count_products(lambda: span_kl(x, t, IDS, chunk_rows=4)) == 3 * chunks
+    assert count_products(lambda: span_kl(s, t, IDS, chunk_rows=4)) == 2 * chunks
+    topk = topk_logprobs(t, 5)
+    assert count_products(lambda: span_kl(s, topk, IDS, chunk_rows=4)) == chunks
+
+
+def test_tiles_are_supervised_rows_in_memory_that_is_reused(monkeypatch):
+    seen = []
+    original = native.divergence_rows
+
+    def spy(student, teacher, *arguments, **options):
+        seen.append((student.data_ptr(), teacher.data_ptr(), student.shape, student.dtype))
+        return original(student, teacher, *arguments, **options)
+
+    monkeypatch.setattr(native, "divergence_rows", spy)
+    s, t = make("projection", IDS.shape, 50, generator(1)), make("projection", IDS.shape, 50,
+                                                                 generator(2))  # fmt: skip
+    s, t = in_dtype(s, torch.bfloat16), in_dtype(t, torch.bfloat16)
+    span_kl(leaf(s), t, IDS, chunk_rows=4, backend="native").loss.backward()
+    assert len({(mine, other) for mine, other, _, _ in seen}) == 1
+    assert sum(shape[0] for _, _, shape, _ in seen) == (IDS != 0).sum()
+    assert all(shape[0] <= 4 and dtype is torch.float32 for _, _, shape, dtype in seen)
+
+
+@pytest.mark.parametrize(
+    ("vocab", "sides", "rows"), [(32000, 2, 819), (151936, 2, 819), (32000, 1, 9)]
+)
+def test_both_tiles_fit_the_budget_by_default(vocab, sides, rows):
+    parts = []
+    for chunk, tiles in projection.chunks(
+        native, torch.arange(rows), vocab, sides, torch.float32, None
+    ):
+        parts.append(len(chunk))
+        assert tiles.shape == (sides, len(chunk), vocab)
+        assert sides * tiles.stride(0 if sides > 1 else 1) * 4 <= 64 << 20
+    assert sum(parts) == rows
+    assert max(parts) - min(parts) <= 1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("teacher", TEACHERS)
+def test_what_is_not_supervised_is_not_looked_at(teacher, backend):
+    s, t = (
+        make("projection", IDS.shape, 50, generator(1)),
+        make(teacher, IDS.shape, 50, generator(2)),
+    )
+    clean = leaf(s)
+    span_kl(clean, t, IDS, backend=backend).loss.backward()
+    dirty = Projection(s.hidden.masked_fill((IDS == 0)[..., None], torch.nan), s.weight, s.bias,
+                       s.scale, s.softcap)  # fmt: skip
+    dirty = leaf(dirty)
+    span_kl(dirty, t, IDS, backend=backend).loss.backward()
+    for got, expected in zip(gradients(dirty), gradients(clean), strict=True):
+        assert torch.equal(got, expected)
+    assert not clean.hidden.grad[IDS == 0].any()
+
+
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_supervised_gives_zeros(student, teacher, backend):
+    s = leaf(make(student, IDS.shape, 50, generator(1)))
+    out = span_kl(
+        s, make(teacher, IDS.shape, 50, generator(2)), torch.zeros_like(IDS), backend=backend
+    )
+    out.loss.backward()
+    assert out.loss == 0
+    assert not out.per_token.any()
+    for gradient in gradients(s):
+        assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_different_vocabularies_are_compared_over_their_common_prefix(student, teacher, backend):
+    """The rest of either is -inf and not 0, and the student's own rest gets no gradient."""
+    widths = [(50, 50)] if teacher == "topk" else [(50, 64), (64, 50)]
+    for mine, theirs in widths:
+        s = leaf(make(student, IDS.shape, mine, generator(1)))
+        t = make(teacher, IDS.shape, theirs, generator(2))
+        out = span_kl(s, t, IDS, backend=backend)
+        out.loss.backward()
+        cut = t if teacher == "topk" else logits_in_torch(t)[..., :50]
+        expected = span_kl(logits_in_torch(s).detach()[..., :50], cut, IDS)
+        torch.testing.assert_close(out.per_token, expected.per_token, rtol=1e-5, atol=1e-6)
+        of_vocab = [s.grad.movedim(-1, 0)] if student == "logits" else [s.weight.grad, s.bias.grad]
+        for gradient in of_vocab:
+            assert not gradient[50:].any()
+            assert gradient[:50].any()
+
+
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS[1:])
+def test_a_row_index_from_the_collator_is_taken(student, teacher):
+    s, t = make(student, IDS.shape, 50, generator(1)), make(teacher, IDS.shape, 50, generator(2))
+    rows = IDS.flatten().nonzero().squeeze(-1)
+    got, expected = leaf(s), leaf(s)
+    span_kl(got, t, IDS, rows=rows).loss.backward()
+    span_kl(expected, t, IDS).loss.backward()
+    for mine, other in zip(gradients(got), gradients(expected), strict=True):
+        assert torch.equal(mine, other)
+    with pytest.raises(ValueError, match="rows has 10 indices that are not those of the 11"):
+        span_kl(s, t, IDS, rows=rows[1:])
+
+
+def test_tied_embeddings_get_both_gradients():
+    embedding = torch.randn(30, 8, generator=generator(1), dtype=torch.float64)
+    tokens = torch.randint(0, 30, IDS.shape, generator=generator(2))
+    teacher = torch.randn(*IDS.shape, 30, generator=generator(3), dtype=torch.float64)
+
+    def gradient(dtype, loss):
+        weight = embedding.to(dtype, copy=True).requires_grad_()
+        loss(torch.tanh(weight[tokens]), weight, teacher.to(dtype)).backward()
+        return weight.grad
+
+    def fused(hidden, weight, t):
+        return span_kl(Projection(hidden, weight), t, IDS, reduction="token_mean").loss
+
+    def eager(hidden, weight, t):
+        logq = F.log_softmax(hidden @ weight.t(), -1)[IDS != 0]
+        return F.kl_div(
+            logq, F.log_softmax(t, -1)[IDS != 0], reduction="batchmean", log_target=True
+        )
+
+    assert_as_precise_as_torch(
+        gradient(torch.float32, fused), gradient(torch.float64, eager),
+        gradient(torch.float32, eager), torch.float32,
+    )  # fmt: skip
+
+
+def test_hidden_states_and_weight_may_differ_in_dtype():
+    """As under autocast, or with a head kept in fp32."""
+    s = make("projection", IDS.shape, 50, generator(1), width=16)
+    t = make("projection", IDS.shape, 50, generator(2))
+    mixed = leaf(Projection(s.hidden.bfloat16(), s.weight, s.bias.bfloat16(), s.scale, s.softcap))
+    span_kl(mixed, t, IDS).loss.backward()
+    exact = leaf(mixed, torch.float64)
+    span_kl(exact, in_dtype(t, torch.float64), IDS).loss.backward()
+    for got, expected in zip(gradients(mixed), gradients(exact), strict=True):
+        eps = torch.finfo(got.dtype).eps
+        torch.testing.assert_close(got.double(), expected, rtol=2 * eps, atol=2e-6)
+    assert [x.grad.dtype for x in leaves(mixed)] == [torch.bfloat16, torch.float32, torch.bfloat16]
+
+
+def test_autocast_does_not_round_the_tiles():
+    s, t = make("projection", IDS.shape, 50, generator(1)), make("projection", IDS.shape, 50,
+                                                                 generator(2))  # fmt: skip
+    plain, cast = leaf(s), leaf(s)
+    span_kl(plain, t, IDS).loss.backward()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        span_kl(cast, t, IDS).loss.backward()
+    for got, expected in zip(gradients(cast), gradients(plain), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_a_weight_that_is_a_slice_or_transposed_is_read_as_it_is():
+    s, t = (
+        make("projection", IDS.shape, 50, generator(1)),
+        make("logits", IDS.shape, 50, generator(2)),
+    )
+    expected, got = leaf(s), leaf(s)
+    span_kl(expected, t, IDS).loss.backward()
+    weight = got.weight.detach().t().contiguous().t().requires_grad_()
+    hidden = torch.cat([got.hidden.detach(), got.hidden.detach()], -1).requires_grad_()
+    wide = torch.cat([t, t], -1)
+    span_kl(
+        Projection(hidden[..., :6], weight, got.bias, s.scale, s.softcap), wide[..., :50], IDS
+    ).loss.backward()
+    torch.testing.assert_close(weight.grad, expected.weight.grad)
+    torch.testing.assert_close(hidden.grad[..., :6], expected.hidden.grad)
+    assert not hidden.grad[..., 6:].any()
+
+
+def test_logits_of_any_layout_meet_a_projection():
+    """Rows of a longer sequence, as `logits[:, :-1]`, and the gradient in place."""
+    t = make("projection", IDS.shape, 50, generator(2))
+    long = make("logits", (3, 6), 50, generator(1))
+    expected = leaf(long[:, :-1].contiguous())
+    span_kl(expected, t, IDS, chunk_rows=4).loss.backward()
+    got = leaf(long)
+    span_kl(got[:, :-1], t, IDS, chunk_rows=4).loss.backward()
+    assert torch.equal(got.grad[:, :-1], expected.grad)
+    for inplace in (leaf(long) * 1.0, (leaf(long) * 1.0).bfloat16()):
+        loss = span_kl(inplace[:, :-1], t, IDS, inplace=True, chunk_rows=4).loss
+        eps = torch.finfo(inplace.dtype).eps
+        torch.testing.assert_close(
+            inplace.detach()[:, :-1].float(), expected.grad, rtol=4 * eps, atol=4 * eps
+        )
+        assert loss.requires_grad
+
+
+@st.composite
+def calls(draw):
+    """Any call: shapes, spans, kinds, dtypes, K, tails, settings."""
+    rows = (draw(st.integers(1, 3)), draw(st.integers(1, 5)))
+    vocab = draw(st.integers(2, 70))
+    kinds = draw(st.sampled_from(COMBINATIONS))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+    seed = generator(draw(st.integers(0, 2**31)))
+    softcap = draw(st.sampled_from([None, 3.0]))
+    k = draw(st.integers(1, vocab))
+    student = make(
+        kinds[0], rows, vocab, seed, width=draw(st.integers(1, 9)), softcap=softcap, dtype=dtype
+    )
+    teacher = make(kinds[1], rows, vocab, seed, width=draw(st.integers(1, 9)), k=k, dtype=dtype)
+    name = draw(st.sampled_from(list(DIVERGENCES)))
+    options = {
+        "divergence": DIVERGENCES[name][0],
+        "beta": DIVERGENCES[name][1],
+        "tail": draw(st.sampled_from(["bucket", "renormalize", "none"])),
+        "temperature": draw(st.sampled_from([1.0, 0.7, 2.0])),
+        "reduction": draw(st.sampled_from(["span_mean", "token_mean", "sum"])),
+        "chunk_rows": draw(st.sampled_from([None, 1, 3])),
+        "span_weights": (1.0, 0.5, 2.0),
+    }
+    if name == "reverse_kl" and options["tail"] == "renormalize":
+        options["tail"] = "bucket"
+    ids = torch.randint(0, 4, rows, generator=seed)
+    return student, teacher, ids, options
+
+
+@settings(max_examples=300, deadline=None)
+@given(calls())
+def test_any_call_agrees_with_the_reference_in_float64(call):
+    student, teacher, ids, options = call
+    got = leaf(student)
+    out = span_kl(got, teacher, ids, backend="native", **options)
+    out.loss.backward()
+    exact = leaf(student, torch.float64)
+    truth = span_kl(exact, in_dtype(teacher, torch.float64), ids, backend="reference", **options)
+    truth.loss.backward()
+    for field in ("loss", "span_loss", "per_token", "teacher_entropy", "tail_mass"):
+        torch.testing.assert_close(
+            getattr(out, field).double(), getattr(truth, field), rtol=2e-5, atol=2e-5
+        )
+    assert torch.equal(out.span_count, truth.span_count)
+    if options["tail"] != "none":
+        assert (out.per_token >= 0).all()
+    for mine, expected in zip(gradients(got), gradients(exact), strict=True):
+        eps = torch.finfo(mine.dtype).eps
+        atol = eps * max(1.0, expected.abs().max().item())
+        if mine.dtype is torch.float32:
+            atol *= 40  # sums over vocabulary and rows
+        torch.testing.assert_close(mine.double(), expected, rtol=2 * eps, atol=atol)
