@@ -17,8 +17,8 @@ test: $(INSTALLED)  ## all tests but the slow ones
 slow: $(INSTALLED)  ## the slow tests: a real 135M model, the demonstration at full length
 	$(BIN)/python -m pytest -m slow -s
 
-bench: $(INSTALLED)  ## speed beside PyTorch, in one run, as ratios
-	$(BIN)/python -m pytest bench/bench_logits.py --benchmark-enable --benchmark-columns=median,iqr,rounds -q
+bench: $(INSTALLED)  ## speed and memory beside PyTorch, TRL and Liger, in one run, as ratios
+	$(BIN)/python -m pytest bench/bench_*.py --benchmark-enable --benchmark-columns=median,iqr,rounds -q
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check

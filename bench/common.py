@@ -6,9 +6,11 @@ the ratio of their medians.
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import torch
 from torch import Tensor
 
 Run = Callable[[], object]
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("torch", "trl", "liger-kernel")
 
 
 def hardware() -> str:
@@ -26,6 +30,25 @@ def hardware() -> str:
         if line.startswith("model name")
     ]
     return f"{names[0] if names else 'unknown processor'}, {torch.get_num_threads()} threads"
+
+
+def record(name: str, tables: Mapping[str, object]) -> None:
+    """Keeps tables as bench/results/NAME.json, with the hardware and the versions they are of."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    kept = {"hardware": hardware(), "versions": versions, "tables": tables}
+    path = ROOT / "bench" / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """As in `torch.float32`, without the module."""
+    return str(dtype).removeprefix("torch.")
 
 
 def in_turns(
