@@ -56,6 +56,9 @@ def call(student=S, teacher=S, span_ids=IDS, **options):
         ({"span_weights": (1.0, float("nan"))}, "span_weights=.*nan.*: expected numbers >= 0"),
         ({"num_tokens": [1, 2, 3]}, "num_tokens has 3 numbers, expected 2"),
         ({"num_tokens": 4.0, "reduction": "sum"}, "num_tokens is given but reduction='sum'"),
+        ({"chunk_rows": 0}, "chunk_rows=0: expected None or a positive number"),
+        ({"grad_filter_eps": -1.0}, "grad_filter_eps=-1.0: expected None or a number >= 0"),
+        ({"rows": IDS.flatten().int()}, r"rows is torch.int32 \[6\], expected torch.int64"),
         ({"backend": "cuda"}, "backend='cuda': expected auto, reference, native"),
         ({"inplace": True, "student": S.clone().requires_grad_()}, "would overwrite a leaf"),
         (

@@ -23,13 +23,14 @@ FLOORS = [
     ["span_kl", "topk", "spans", "forward"],
     ["ops"],
     ["projection", "sampling"],
-    ["backends", "reduction"],
+    ["backends", "reduction", "tiles"],
     ["sides"],
     ["_C", "_version"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 KERNEL_HALF = {
-    *("span_kl", "topk", "ops", "projection", "sampling", "backends", "reduction", "sides", "_C")
+    *("span_kl", "topk", "ops", "projection", "sampling", "backends"),
+    *("reduction", "tiles", "sides", "_C"),
 }
 ALLOWED = {"transformers": {"train", "teacher", "evaluate", "plan", "demo"}, "triton": set()}
 

@@ -67,6 +67,7 @@ def operator_arguments(student="logits", teacher="logits", with_gradient=True, *
         "ce_weight": 0.2,
         "tail": "bucket",
         "chunk_rows": 2,
+        "grad_filter_eps": 1e-3,
     }
     return given | changes
 

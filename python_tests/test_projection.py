@@ -407,6 +407,46 @@ def test_logits_of_any_layout_meet_a_projection():
         assert loss.requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_the_gradient_filter_leaves_out_is_within_its_bound(dtype):
+    """A student near a peaked teacher: most of the vocabulary has next to no gradient."""
+    vocab, eps = 2000, 1e-3
+    t = make("projection", IDS.shape, vocab, generator(1), width=24, softcap=None)
+    t = in_dtype(Projection(t.hidden * 4, t.weight, t.bias, t.scale), dtype)
+    noise = torch.randn(*IDS.shape, 24, generator=generator(2))
+    s = Projection((t.hidden + 0.3 * noise).to(dtype), t.weight, t.bias, t.scale)
+    options = {"chunk_rows": 4, "token_weights": WEIGHTS, "reduction": "sum"}
+    results = []
+    for filter_eps in (None, eps, 0.0):
+        x = leaf(s)
+        span_kl(x, t, IDS, grad_filter_eps=filter_eps, **options).loss.backward()
+        results.append([gradient.double() for gradient in gradients(x)])
+    full, filtered, nothing_left_out = results
+    for got, expected in zip(nothing_left_out, full, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+
+    weight = s.weight.double().norm(dim=-1)
+    hidden = s.hidden.double().norm(dim=-1)[IDS != 0]
+    rounding = 2 * torch.finfo(dtype).eps
+    bound = eps * WEIGHTS.max() * s.scale
+    dhidden = (filtered[0] - full[0]).norm(dim=-1) - rounding * full[0].norm(dim=-1)
+    assert (dhidden <= bound * weight.sum()).all()
+    dweight = (filtered[1] - full[1]).norm(dim=-1) - rounding * full[1].norm(dim=-1)
+    assert (dweight <= bound * hidden.sum() + 1e-6).all()
+    left_out = ~filtered[1].any(-1)
+    assert left_out.double().mean() > 0.5
+    assert torch.equal(filtered[2], full[2])  # a bias costs nothing
+
+
+def test_the_gradient_filter_keeps_nan():
+    t = make("projection", IDS.shape, 500, generator(1))
+    s = leaf(Projection(t.hidden.clone(), t.weight, t.bias, t.scale, t.softcap))
+    s.hidden.data[0, 0] = torch.nan
+    span_kl(s, t, IDS, grad_filter_eps=1.0).loss.backward()
+    assert s.hidden.grad[0, 0].isnan().all()
+    assert s.weight.grad.isnan().all()
+
+
 @st.composite
 def calls(draw):
     """Any call: shapes, spans, kinds, dtypes, K, tails, settings."""

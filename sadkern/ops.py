@@ -32,7 +32,7 @@ ARGUMENTS = (
     "str teacher_kind, Tensor?[] teacher, float[] teacher_numbers, Tensor span_ids, Tensor? rows, "
     "Tensor? token_weights, Tensor? labels, Tensor? num_tokens, float[] span_weights, "
     "str divergence, float mix, float temperature, str reduction, float ce_weight, str tail, "
-    "int? chunk_rows"
+    "int? chunk_rows, float? grad_filter_eps"
 )
 OUTPUTS = (
     "Tensor loss, Tensor span_loss, Tensor span_count, Tensor per_token, Tensor cross_entropy, "
@@ -104,6 +104,7 @@ def _span_kl(
     ce_weight: float,
     tail: str,
     chunk_rows: int | None,
+    grad_filter_eps: float | None,
 ) -> Outputs:
     teacher = sides.unpack(teacher_kind, teacher_tensors, teacher_numbers)
     check_values(
@@ -128,6 +129,7 @@ def _span_kl(
         labels,
         gradients,
         chunk_rows=chunk_rows,
+        grad_filter_eps=grad_filter_eps,
         divergence=divergence,
         mix=mix,
         temperature=temperature,

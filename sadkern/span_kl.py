@@ -68,6 +68,7 @@ def span_kl(
     tail: str = "bucket",
     rows: Tensor | None = None,
     chunk_rows: int | None = None,
+    grad_filter_eps: float | None = None,
     inplace: bool = False,
     backend: str = "auto",
 ) -> SpanLoss:
@@ -122,6 +123,11 @@ def span_kl(
             known already: with projections on a device nobody then waits to count them.
         chunk_rows: supervised rows whose logits exist at a time; None takes as many as fit 64 MiB
             for both sides' (256 MiB on CUDA). Without a projection it says nothing.
+        grad_filter_eps: leaves out of the two products of a `Projection`'s backward pass the tokens
+            whose logits' gradient is, in all rows of a chunk, at most this times the largest row
+            weight r of the chunk. What is missing from the gradient of a hidden state is then at
+            most `eps r |scale|` times the sum of the norms of their weights, from that of their
+            weights `eps r |scale|` times the sum of the norms of the chunk's hidden states.
         inplace: the gradient is written over the student's logits, which are then gone: their
             version counter says so to autograd.
         backend: `auto` (the compiled kernels for fp32, bf16 and fp16 on the CPU, else the
@@ -163,6 +169,8 @@ def span_kl(
         )
     if chunk_rows is not None and chunk_rows < 1:
         raise ValueError(f"chunk_rows={chunk_rows}: expected None or a positive number")
+    if grad_filter_eps is not None and not 0 <= grad_filter_eps < float("inf"):
+        raise ValueError(f"grad_filter_eps={grad_filter_eps}: expected None or a number >= 0")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     if not 0 < temperature < float("inf"):
@@ -181,7 +189,7 @@ def span_kl(
     wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in given]
     arguments = (
         *sides.pack(teacher), span_ids, rows, token_weights, labels, counts, weights, divergence,
-        mix, float(temperature), reduction, float(ce_weight), tail, chunk_rows,
+        mix, float(temperature), reduction, float(ce_weight), tail, chunk_rows, grad_filter_eps,
     )  # fmt: skip
     if inplace:
         loss, *rest = ops.span_kl_(_inplace(student), backend, *arguments)

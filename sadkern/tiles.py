@@ -1,0 +1,158 @@
+"""A side in the chunk loop: it fills a tile with logits and takes the tile's gradient back.
+
+Both kinds have `fill(rows, tile)`, `backward(rows, tile, negligible)` and, when all rows are
+through, `finish(rows)`, which writes what no row has written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sadkern.sides import Projection
+
+# Of a weight that is not in the tiles' precision so much is converted at a time.
+CONVERTED_BYTES = 16 << 20
+# Gathering more of the vocabulary than this costs more than its products.
+FEW = 0.2
+
+
+def tiles_of(
+    side: Tensor | Projection,
+    vocab: int,
+    dtype: torch.dtype,
+    gradients: Sequence[Tensor | None] = (None, None, None),
+) -> LogitRows | Head:
+    """`side` over its first `vocab` tokens, in `dtype`; `gradients` are where those of its tensors
+    are to be written."""
+    if isinstance(side, Projection):
+        return Head(side, vocab, dtype, gradients)
+    return LogitRows(side, vocab, gradients[0])
+
+
+def _zero_others(gradient: Tensor, rows: Tensor) -> None:
+    others = torch.ones(gradient.shape[:-1], dtype=torch.bool, device=rows.device)
+    others.view(-1)[rows] = False
+    gradient.masked_fill_(others.unsqueeze(-1), 0)
+
+
+class LogitRows:
+    """Rows of logits that exist [..., V], gathered into a tile and scattered from it."""
+
+    def __init__(self, logits: Tensor, vocab: int, gradient: Tensor | None):
+        self.logits, self.vocab, self.gradient = logits, vocab, gradient
+
+    def _at(self, rows: Tensor) -> tuple[Tensor, ...]:
+        # Not flattened: that would copy logits that are a slice.
+        return torch.unravel_index(rows, self.logits.shape[:-1])
+
+    def fill(self, rows: Tensor, tile: Tensor) -> Tensor:
+        return tile.copy_(self.logits[..., : self.vocab][self._at(rows)])
+
+    def backward(self, rows: Tensor, tile: Tensor, negligible: Tensor | None) -> None:
+        assert self.gradient is not None
+        self.gradient[..., : self.vocab][self._at(rows)] = tile.to(self.gradient.dtype)
+
+    def finish(self, rows: Tensor) -> None:
+        if self.gradient is not None:
+            _zero_others(self.gradient, rows)
+            self.gradient[..., self.vocab :] = 0
+
+
+class Head:
+    """Hidden states and an output head, whose logits are made and taken back tile by tile."""
+
+    def __init__(
+        self,
+        projection: Projection,
+        vocab: int,
+        dtype: torch.dtype,
+        gradients: Sequence[Tensor | None],
+    ):
+        self.hidden = projection.hidden.reshape(-1, projection.hidden.shape[-1])  # [N, D]
+        self.weight = projection.weight[:vocab]  # [V, D]
+        self.bias = None if projection.bias is None else projection.bias[:vocab].to(dtype)
+        self.scale, self.softcap, self.dtype = projection.scale, projection.softcap, dtype
+        self.gradients = gradients
+        self.dhidden, *rest = gradients
+        # Summed up over chunks: in the tiles' precision, whatever the weight's.
+        self.dweight, self.dbias = (
+            x if x is None or x.dtype == dtype else torch.empty_like(x, dtype=dtype) for x in rest
+        )
+        self.first = True
+
+    def fill(self, rows: Tensor, tile: Tensor) -> Tensor:
+        hidden = self.hidden[rows].to(self.dtype)
+        for part, weight in self._weight():
+            columns = tile[:, part]
+            added = columns if self.bias is None else self.bias[part]
+            beta = 0.0 if self.bias is None else self.scale
+            torch.addmm(added, hidden, weight.t(), beta=beta, alpha=self.scale, out=columns)
+        if self.softcap is not None:
+            tile.div_(self.softcap).tanh_().mul_(self.softcap)
+        return tile
+
+    def backward(self, rows: Tensor, tile: Tensor, negligible: Tensor | None) -> None:
+        """From the gradient of the logits before the softcap. Tokens whose entries are all within
+        +-`negligible` are left out of the products, if they are most."""
+        kept = None if negligible is None else self._kept(tile, negligible)
+        if self.dhidden is not None:
+            dhidden = tile.new_zeros(len(rows), self.hidden.shape[-1])
+            for part, weight in self._weight(kept):
+                dhidden.addmm_(tile[:, part], weight, alpha=self.scale)
+            flat = self.dhidden.view(-1, dhidden.shape[-1])
+            flat.index_copy_(0, rows, dhidden.to(flat.dtype))
+        if self.dweight is not None:
+            dweight, hidden = self.dweight[: tile.shape[1]], self.hidden[rows].to(self.dtype)
+            if kept is None:
+                beta = 0.0 if self.first else 1.0
+                dweight.addmm_(tile.t(), hidden, beta=beta, alpha=self.scale)
+            else:
+                if self.first:
+                    dweight.zero_()
+                for part in kept.split(self._step()):
+                    dweight[part] += self.scale * (tile[:, part].t() @ hidden)
+        if self.dbias is not None:
+            beta = 0.0 if self.first else 1.0
+            ones = tile.new_ones(len(rows))
+            self.dbias[: tile.shape[1]].addmv_(tile.t(), ones, beta=beta, alpha=self.scale)
+        self.first = False
+
+    def finish(self, rows: Tensor) -> None:
+        if self.dhidden is not None:
+            _zero_others(self.dhidden, rows)
+        sums = zip((self.dweight, self.dbias), self.gradients[1:], strict=True)
+        for summed, gradient in sums:
+            if summed is None or gradient is None:
+                continue
+            # What no chunk has written.
+            summed[0 if self.first else len(self.weight) :] = 0
+            if summed is not gradient:
+                gradient.copy_(summed)
+
+    def _kept(self, tile: Tensor, negligible: Tensor) -> Tensor | None:
+        # (Said this way round, a NaN is not negligible.)
+        left_out = (tile.amax(0) <= negligible) & (tile.amin(0) >= -negligible)
+        kept = (~left_out).nonzero().squeeze(-1)
+        return kept if len(kept) <= FEW * len(left_out) else None
+
+    def _step(self) -> int:
+        return max(1, CONVERTED_BYTES // (self.weight.shape[1] * self.dtype.itemsize))
+
+    def _weight(self, kept: Tensor | None = None) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Which of its rows, all or those `kept`, and these in the tiles' precision; what must be
+        gathered or converted for that, part by part."""
+        if kept is not None:
+            for part in kept.split(self._step()):
+                yield part, self.weight[part].to(self.dtype)
+            return
+        vocab, step = len(self.weight), self._step()
+        if self.weight.dtype == self.dtype:
+            yield slice(0, vocab), self.weight
+            return
+        converted = self.weight.new_empty(min(step, vocab), self.weight.shape[1], dtype=self.dtype)
+        for begin in range(0, vocab, step):
+            weight = self.weight[begin : begin + step]
+            yield slice(begin, begin + len(weight)), converted[: len(weight)].copy_(weight)
