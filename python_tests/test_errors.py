@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sadkern import span_kl
+from sadkern import Projection, span_kl
 from sadkern.backends import native
 
 S = torch.randn(2, 3, 7)
@@ -68,6 +68,54 @@ def call(student=S, teacher=S, span_ids=IDS, **options):
     ],
 )
 def test_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        call(**arguments)
+
+
+HIDDEN, WEIGHT = torch.randn(2, 3, 4), torch.randn(7, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden": [1.0]}, "hidden is a list, expected a Tensor"),
+        ({"hidden": HIDDEN.long()}, "hidden has dtype torch.int64, expected floating-point"),
+        ({"weight": WEIGHT.t()}, r"weight has shape \[4, 7\], expected \['V', 4\]: "),
+        ({"weight": WEIGHT[:0]}, r"weight has shape \[0, 4\], expected \['V', 4\]"),
+        ({"bias": WEIGHT}, r"bias has shape \[7, 4\], expected \[7\]"),
+        ({"bias": torch.zeros(6)}, r"bias has shape \[6\], expected \[7\]"),
+        ({"scale": 0.0}, "scale=0.0: expected a finite number other than 0"),
+        ({"scale": float("nan")}, "scale=nan: expected a finite number"),
+        ({"softcap": -30.0}, "softcap=-30.0: expected None or a positive number"),
+        ({"weight": WEIGHT.to("meta")}, "weight is on meta, expected cpu as "),
+    ],
+)
+@pytest.mark.parametrize("side", ["student", "teacher"])
+def test_refused_projections(side, arguments, message):
+    projection = Projection(**{"hidden": HIDDEN, "weight": WEIGHT, **arguments})
+    with pytest.raises(ValueError, match=rf"{side}\.{message}"):
+        call(**{side: projection})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"teacher": Projection(HIDDEN[:1], WEIGHT)},
+            r"teacher.hidden has shape \[1, 3, 4\], expected \[2, 3, 'D'\]",
+        ),
+        (
+            {"teacher": Projection(HIDDEN, WEIGHT.clone().requires_grad_())},
+            r"teacher.weight requires a gradient.* expected teacher.weight.detach\(\)",
+        ),
+        (
+            {"student": Projection(HIDDEN, WEIGHT), "inplace": True},
+            "inplace=True overwrites logits, but a Projection has none that last",
+        ),
+        ({"student": Projection(HIDDEN, WEIGHT), "teacher": S.to("meta")}, "teacher is on meta"),
+    ],
+)
+def test_refused_combinations(arguments, message):
     with pytest.raises(ValueError, match=message):
         call(**arguments)
 

@@ -139,6 +139,28 @@ def test_compiled_without_graph_break_gives_the_same(inplace, divergence):
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a compiler"
+)
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
+def test_every_combination_compiles_to_the_same(student, teacher):
+    held_teacher = held(teacher, 2)
+
+    def step(*tensors):
+        side = tensors[0] if len(tensors) == 1 else Projection(*tensors, 0.7, 3.0)
+        out = span_kl(side, held_teacher, IDS, tail="renormalize")
+        return out.loss * 2, out.per_token, out.tail_mass
+
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True)):
+        tensors = [x.requires_grad_() for x in sides.tensors_of(held(student, 1)).values()]
+        loss, *rest = function(*tensors)
+        loss.backward()
+        results.append((loss, *rest, *(x.grad for x in tensors)))
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
+
+
 def test_checks_on_values_also_speak_when_compiled():
     student, teacher = logits()
     compiled = torch.compile(lambda s, t, ids: span_kl(s, t, ids).loss, fullgraph=True)

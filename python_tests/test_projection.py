@@ -291,6 +291,31 @@ def test_nothing_supervised_gives_zeros(student, teacher, backend):
 
 @pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_single_row_needs_no_leading_dimension(student, teacher, backend):
+    s, t = make(student, (), 50, generator(1)), make(teacher, (), 50, generator(2))
+    ids = torch.tensor(1)
+
+    def one_row(side):
+        if isinstance(side, TopK):
+            return TopK(*(x[None] for x in vars(side).values()))
+        if isinstance(side, torch.Tensor):
+            return side[None]
+        return Projection(side.hidden[None], side.weight, side.bias, side.scale, side.softcap)
+
+    got = leaf(s)
+    out = span_kl(got, t, ids, backend=backend)
+    out.loss.backward()
+    expected = leaf(one_row(s))
+    loss = span_kl(expected, one_row(t), ids[None], backend=backend).loss
+    loss.backward()
+    assert out.per_token.shape == ()
+    assert torch.equal(out.loss, loss)
+    for mine, other in zip(gradients(got), gradients(expected), strict=True):
+        assert torch.equal(mine, other.view_as(mine))
+
+
+@pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_different_vocabularies_are_compared_over_their_common_prefix(student, teacher, backend):
     """The rest of either is -inf and not 0, and the student's own rest gets no gradient."""
     widths = [(50, 50)] if teacher == "topk" else [(50, 64), (64, 50)]

@@ -83,9 +83,7 @@ def divergence_rows(
             tile, weights = s.fill(chunk, tiles[0]), flat_weights[chunk]
             found = backend.divergence_rows(
                 tile,
-                part_of(t, torch.unravel_index(chunk, supervised.shape))
-                if isinstance(t, TopK)
-                else t.fill(chunk, tiles[1]),
+                part_of(t, chunk) if isinstance(t, TopK) else t.fill(chunk, tiles[1]),
                 torch.ones_like(chunk, dtype=torch.bool),
                 weights,
                 None if flat_labels is None else flat_labels[chunk],

@@ -76,12 +76,14 @@ def pack(side: Side) -> Packed:
     return "logits", [side.detach()], []
 
 
-def part_of(side: TopK, index: tuple[Tensor, ...]) -> TopK:
-    """Those of its rows [M] that stand at `index`."""
-    ids, logprobs, *rest = (None if x is None else x[index] for x in vars(side).values())
-    assert ids is not None
-    assert logprobs is not None
-    return TopK(ids, logprobs, *rest)
+def part_of(side: TopK, rows: Tensor) -> TopK:
+    """Those of its rows, flattened, that `rows` [M] names."""
+    k = side.ids.shape[-1]
+    per_row = (side.tail_mass, side.entropy, side.lse)
+    return TopK(
+        *(x.reshape(-1, k)[rows] for x in (side.ids, side.logprobs)),
+        *(None if x is None else x.reshape(-1)[rows] for x in per_row),
+    )
 
 
 def unpack(kind: str, tensors: list[Tensor | None], numbers: list[float]) -> Side:
