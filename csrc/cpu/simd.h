@@ -80,6 +80,21 @@ SADKERN_INLINE float max(Vec v) {
   return best;
 #endif
 }
+// `f` over the vectors that `at(j)` gives for j = 0, kLanes, .. < n, beginning with `start`, four at a time:
+// one alone would wait for the last.
+template <class At, class F>
+SADKERN_INLINE Vec fold(int n, Vec start, At at, F f) {
+  Vec a = start, b = start, c = start, d = start;
+  int j = 0;
+  for (; j + 3 * kLanes < n; j += 4 * kLanes) {
+    a = f(at(j), a);
+    b = f(at(j + kLanes), b);
+    c = f(at(j + 2 * kLanes), c);
+    d = f(at(j + 3 * kLanes), d);
+  }
+  for (; j < n; j += kLanes) a = f(at(j), a);
+  return f(f(a, b), f(c, d));
+}
 SADKERN_INLINE bool any(VecI v) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)v, (__m512i)v) != 0;

@@ -189,8 +189,8 @@ class Row : StudentRow<E> {
       const auto* from = student_[begin];
       for (int j = 0; j < n; j += kLanes) store(entries + j, E::load(from + j));
       take_out(k, i);
-      Vec best = splat(-kInf);
-      for (int j = 0; j < n; j += kLanes) best = max(load(entries + j), best);
+      const Vec best = fold(n, splat(-kInf), [=](int j) { return load(entries + j); },
+                            [](Vec a, Vec b) { return sadkern::max(a, b); });
       const float top = max(best);
       top_ = top > top_ ? top : top_;
       const float max_s = top * inv_temperature_;

@@ -150,8 +150,8 @@ class Row {
     const auto* logits = logits_[begin];
     const auto* next = logits_[begin + kTile < a_.vocab ? begin + kTile : 0];
     const int n = width(begin);
-    Vec best = splat(-kInf);
-    for (int j = 0; j < n; j += kLanes) best = max(E::load(logits + j), best);
+    const Vec best = fold(n, splat(-kInf), [=](int j) { return E::load(logits + j); },
+                          [](Vec a, Vec b) { return max(a, b); });
     State state = State::empty(-kInf);
     state.max_t = max(best) * inv_temperature_;
     scratch_.tile_max[begin / kTile] = state.max_t;
@@ -177,8 +177,9 @@ class Row {
   SADKERN_INLINE double sum_left(double max_t) const {
     double left = 0;
     for (int64_t begin = 0; begin < a_.vocab; begin += kTile) {
-      Vec tile{};
-      for (int j = 0; j < width(begin); j += kLanes) tile += load(scratch_.exps + begin + j);
+      const float* exps = scratch_.exps + begin;
+      const Vec tile = fold(width(begin), Vec{}, [=](int j) { return load(exps + j); },
+                            [](Vec a, Vec b) { return a + b; });
       const double from = scratch_.tile_max[begin / kTile];
       if (from != -kInf) left += sum(tile) * __builtin_exp(from - max_t);
     }
