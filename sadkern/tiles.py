@@ -85,13 +85,13 @@ class Head:
 
     def fill(self, rows: Tensor, tile: Tensor) -> Tensor:
         hidden = self.hidden[rows].to(self.dtype)
+        alpha = self.scale / (self.softcap or 1.0)
         for part, weight in self._weight():
             columns = tile[:, part]
-            added = columns if self.bias is None else self.bias[part]
-            beta = 0.0 if self.bias is None else self.scale
-            torch.addmm(added, hidden, weight.t(), beta=beta, alpha=self.scale, out=columns)
+            added, beta = (columns, 0.0) if self.bias is None else (self.bias[part], alpha)
+            torch.addmm(added, hidden, weight.t(), beta=beta, alpha=alpha, out=columns)
         if self.softcap is not None:
-            tile.div_(self.softcap).tanh_().mul_(self.softcap)
+            tile.tanh_().mul_(self.softcap)
         return tile
 
     def backward(self, rows: Tensor, tile: Tensor, negligible: Tensor | None) -> None:
