@@ -98,6 +98,7 @@ class Head:
         """From the gradient of the logits before the softcap. Tokens whose entries are all within
         +-`negligible` are left out of the products, if they are most."""
         kept = None if negligible is None else self._kept(tile, negligible)
+        beta = 0.0 if self.first else 1.0  # what the sums over chunks are worth so far
         if self.dhidden is not None:
             dhidden = tile.new_zeros(len(rows), self.hidden.shape[-1])
             for part, weight in self._weight(kept):
@@ -107,7 +108,6 @@ class Head:
         if self.dweight is not None:
             dweight, hidden = self.dweight[: tile.shape[1]], self.hidden[rows].to(self.dtype)
             if kept is None:
-                beta = 0.0 if self.first else 1.0
                 dweight.addmm_(tile.t(), hidden, beta=beta, alpha=self.scale)
             else:
                 if self.first:
@@ -115,7 +115,6 @@ class Head:
                 for part in kept.split(self._step()):
                     dweight[part] += self.scale * (tile[:, part].t() @ hidden)
         if self.dbias is not None:
-            beta = 0.0 if self.first else 1.0
             ones = tile.new_ones(len(rows))
             self.dbias[: tile.shape[1]].addmv_(tile.t(), ones, beta=beta, alpha=self.scale)
         self.first = False
