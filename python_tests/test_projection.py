@@ -107,10 +107,18 @@ def test_gradients_of_half_precision(name, teacher, dtype):
     check_gradients(s, t, name)
 
 
+@pytest.fixture
+def products_in_bf16():
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
+    yield
+    matmul.fp32_precision = before
+
+
 @pytest.mark.parametrize("name", ["forward_kl", "jsd"])
-def test_torchs_own_switch_for_products_in_bf16_keeps_the_precision_of_bf16(name, monkeypatch):
+def test_torchs_own_switch_for_products_keeps_the_precision_of_bf16(name, products_in_bf16):
     """Of bf16 weights and hidden states they are then as exact, and faster where there is AMX."""
-    monkeypatch.setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16")
     s = make("projection", IDS.shape, 300, generator(1), width=32, dtype=torch.bfloat16)
     t = make("projection", IDS.shape, 300, generator(2), width=48, dtype=torch.bfloat16)
     check_gradients(s, t, name)
