@@ -417,6 +417,16 @@ def test_a_projections_tokens_are_those_of_its_logits(backend):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name))
 
 
+def test_rows_of_any_layout_are_selected_from():
+    x = torch.randn(3, 6, 5000, generator=torch.Generator().manual_seed(1))
+    for view in (x[:, :-1], x.transpose(0, 1), x[..., 7:4000], x.movedim(-1, 0)):
+        found = topk_logprobs(view, 3, backend="native")
+        for got, expected in zip(
+            vars(found).values(), vars(topk_logprobs(view.contiguous(), 3)).values(), strict=True
+        ):
+            assert torch.equal(got, expected)
+
+
 def test_no_row_gives_nothing():
     assert topk_logprobs(torch.zeros(0, 9), 3).ids.shape == (0, 3)
     empty = Projection(torch.zeros(2, 0, 4), torch.zeros(9, 4))
@@ -566,6 +576,12 @@ def test_refused_teachers(backend):
         ValueError, match=r"teacher.ids has shape \[1, 3, 3\], expected \[2, 3, 'K'\]"
     ):
         call(teacher.ids[:1], teacher.logprobs[:1])
+    with pytest.raises(
+        ValueError,
+        match=r"teacher.logprobs\[0, 0, 0\] is 0\.[0-9]+, expected at most 0: natural log",
+    ):
+        call(logprobs=teacher.logprobs.exp())
+    assert call(logprobs=teacher.logprobs.exp(), tail="none").loss.isfinite()  # weights
     with pytest.raises(ValueError, match="tail='drop': expected one of bucket, renormalize, none"):
         call(tail="drop")
     with pytest.raises(ValueError, match="reverse_kl with tail='renormalize' is infinite"):

@@ -38,6 +38,7 @@ OUTPUTS = (
     "Tensor loss, Tensor span_loss, Tensor span_count, Tensor per_token, Tensor cross_entropy, "
     "Tensor teacher_entropy, Tensor agreement, Tensor tail_mass"
 )
+POSITIVE = 1e-3  # what rounding may make of a log-probability of 0
 TOPK = "(Tensor ids, Tensor logprobs, Tensor tail_mass, Tensor entropy, Tensor lse)"
 
 
@@ -108,7 +109,7 @@ def _span_kl(
 ) -> Outputs:
     teacher = sides.unpack(teacher_kind, teacher_tensors, teacher_numbers)
     check_values(
-        span_ids, len(span_weights), rows, token_weights, labels, teacher,
+        span_ids, len(span_weights), rows, token_weights, labels, teacher, tail,
         sides.common_vocabulary(student, teacher),
     )  # fmt: skip
     wide = sides.precision(student, teacher)
@@ -192,6 +193,7 @@ def check_values(
     token_weights: Tensor | None,
     labels: Tensor | None,
     teacher: Side,
+    tail: str,
     vocab: int,
 ) -> None:
     """Raises ValueError for what only the values tell, naming the first row that is wrong.
@@ -225,7 +227,12 @@ def check_values(
     if isinstance(teacher, TopK):
         unknown = (teacher.ids < -1) | (teacher.ids >= vocab)
         expected = f"-1 (no entry) or 0 to {vocab - 1}, the student's vocabulary"
-        refuse(unknown & supervised.unsqueeze(-1), "teacher.ids", teacher.ids, expected)
+        among = supervised.unsqueeze(-1)
+        refuse(unknown & among, "teacher.ids", teacher.ids, expected)
+        if tail != "none":  # which takes weights, of any size
+            above = among & (teacher.ids >= 0) & (teacher.logprobs > POSITIVE)
+            expected = "at most 0: natural logarithms of probabilities"
+            refuse(above, "teacher.logprobs", teacher.logprobs, expected)
 
 
 @torch.library.custom_op(
