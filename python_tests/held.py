@@ -12,6 +12,14 @@ STUDENTS = ("logits", "projection")
 TEACHERS = ("logits", "projection", "topk")
 COMBINATIONS = list(itertools.product(STUDENTS, TEACHERS))
 
+# A batch of spans and token weights.
+IDS = torch.tensor([[1, 2, 0, 1, 1], [0, 0, 2, 2, 1], [2, 1, 1, 0, 2]])
+WEIGHTS = torch.tensor([[1.0, 0.5, 9.0, 2.0, 1.0], [3.0, 1.0, 1.0, 0.25, 1.0], [1.0] * 5])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
 
 def make(kind, rows, vocab, generator, *, width=6, softcap=4.0, k=5, dtype=torch.float32):
     """One side of `rows` (a shape), with logits of a like spread whatever it is."""

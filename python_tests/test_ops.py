@@ -7,9 +7,10 @@ import shutil
 
 import pytest
 import torch
+from held import COMBINATIONS, generator, make
 from torch.utils.checkpoint import checkpoint
 
-from sadkern import Projection, ops, sides, span_kl, topk_logprobs
+from sadkern import Projection, ops, sides, span_kl
 
 IDS = torch.tensor([[1, 1, 0, 2], [2, 0, 1, 0]])
 
@@ -21,25 +22,9 @@ def logits(dtype=torch.float32, vocab=37):
     return student, teacher
 
 
-def held(kind, seed=0, grad=False):
+def held(kind, seed):
     """A side of each kind, as users hold it, for IDS and a vocabulary of 37."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*shape):
-        return torch.randn(*shape, generator=generator).requires_grad_(grad)
-
-    if kind == "logits":
-        return normal(*IDS.shape, 37)
-    width = 5 + seed
-    projection = Projection(normal(*IDS.shape, width), normal(37, width), normal(37), 0.7, 3.0)
-    return projection if kind == "projection" else topk_logprobs(projection, 8)
-
-
-COMBINATIONS = [
-    (student, teacher)
-    for student in ("logits", "projection")
-    for teacher in ("logits", "projection", "topk")
-]
+    return make(kind, IDS.shape, 37, generator(seed), width=5 + seed, k=8)
 
 
 def operator_arguments(student="logits", teacher="logits", with_gradient=True, **changes):
@@ -94,7 +79,7 @@ def test_opcheck_span_kl_inplace(teacher):
 
 @pytest.mark.parametrize("source", ["logits", "projection"])
 def test_opcheck_topk(source):
-    packed = sides.pack(held(source))
+    packed = sides.pack(held(source, 1))
     torch.library.opcheck(torch.ops.sadkern.topk.default, (*packed, 8, 1.5, 3, "native"))
     torch.library.opcheck(torch.ops.sadkern.sample.default, (*packed, 8, 1.5, 7, 3, "native"))
 
@@ -147,7 +132,7 @@ def test_every_combination_compiles_to_the_same(student, teacher):
     held_teacher = held(teacher, 2)
 
     def step(*tensors):
-        side = tensors[0] if len(tensors) == 1 else Projection(*tensors, 0.7, 3.0)
+        side = tensors[0] if len(tensors) == 1 else Projection(*tensors, 1.3, 4.0)
         out = span_kl(side, held_teacher, IDS, tail="renormalize")
         return out.loss * 2, out.per_token, out.tail_mass
 
