@@ -24,8 +24,11 @@ def run(name: str, *arguments: object) -> str:
     return done.stdout
 
 
-def test_own_loop():
-    lines = re.findall(r"thoughts ([\d.]+), of actions ([\d.]+)", run("own_loop.py"))
+@pytest.mark.parametrize(
+    "command", [("own_loop.py",), ("hidden_states.py",), ("hidden_states.py", "--top-k", 32)]
+)
+def test_loops_of_ones_own(command):
+    lines = re.findall(r"thoughts ([\d.]+), of actions ([\d.]+)", run(*command))
     first, last = (tuple(map(float, lines[i])) for i in (0, -1))
     assert last[0] < 0.5 * first[0]
     assert last[1] < 0.2 * first[1]
