@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <mutex>
 #include <new>
+#include <vector>
 
 namespace sadkern {
 namespace {
@@ -14,8 +15,18 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 // What is kept without offering it back to the system, which costs some 5 % of the kernel's time.
 constexpr std::size_t kPlain = std::size_t{256} << 20;
 
+// What is kept at most, beside the newest block.
+constexpr std::size_t kBlocks = 4;  // tiles, and the gradients of hidden states, head and logits
+constexpr std::size_t kKept = std::size_t{512} << 20;
+
 std::mutex guard;
-Buffer::Block kept[2];  // what was freed last, the newest first; `guard` is held to touch it
+// What was freed last, the newest last; `guard` is held to touch it. Never destroyed: a Buffer may outlive
+// statics.
+std::vector<Buffer::Block>& kept = *[] {
+  auto* blocks = new std::vector<Buffer::Block>;
+  blocks->reserve(kBlocks + 1);
+  return blocks;
+}();
 
 Buffer::Block map(std::size_t bytes) {
   const std::size_t capacity = (bytes + kHugePage - 1) / kHugePage * kHugePage;
@@ -39,9 +50,14 @@ Buffer::Block map(std::size_t bytes) {
 Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
   {
     const std::lock_guard<std::mutex> lock(guard);
-    for (Block& block : kept) {
-      if (block_.data || bytes > block.capacity || block.capacity / 2 > bytes) continue;
-      block_ = std::exchange(block, {});
+    auto best = kept.end();
+    for (auto block = kept.begin(); block != kept.end(); ++block) {
+      if (bytes > block->capacity || block->capacity / 2 > bytes) continue;
+      if (best == kept.end() || block->capacity < best->capacity) best = block;
+    }
+    if (best != kept.end()) {
+      block_ = *best;
+      kept.erase(best);
     }
   }
   if (!block_.data) block_ = map(bytes);
@@ -52,12 +68,15 @@ Buffer::~Buffer() {
 #ifdef MADV_FREE
   if (block_.capacity > kPlain) madvise(block_.data, block_.capacity, MADV_FREE);
 #endif
-  {
-    const std::lock_guard<std::mutex> lock(guard);
-    if (kept[0].data) std::swap(kept[0], kept[1]);
-    std::swap(kept[0], block_);
+  const std::lock_guard<std::mutex> lock(guard);
+  kept.push_back(block_);
+  std::size_t total = 0;
+  for (const Block& block : kept) total += block.capacity;
+  while (kept.size() > 1 && (kept.size() > kBlocks || total - block_.capacity > kKept)) {
+    munmap(kept.front().data, kept.front().capacity);
+    total -= kept.front().capacity;
+    kept.erase(kept.begin());
   }
-  if (block_.data) munmap(block_.data, block_.capacity);
 }
 
 }  // namespace sadkern

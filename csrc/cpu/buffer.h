@@ -1,7 +1,7 @@
 // Memory for large gradients and tiles, recycled.
 //
 // A training step frees what the last one used and asks for as much again. From the system such memory
-// comes as pages to be zeroed, which takes as long as computing a gradient does. So the two blocks last
+// comes as pages to be zeroed, which takes as long as computing a gradient does. So the few blocks last
 // freed are kept for the next; of a very large one the system may have the pages back when it runs short
 // (MADV_FREE). Blocks are advised to be of huge pages, which cuts page faults by 512.
 #pragma once
