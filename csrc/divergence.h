@@ -152,9 +152,9 @@ SADKERN_INLINE Term<R> term(R p, R q, R log_ratio, float mix) {
   }
 }
 
-// The same of one of few buckets, from its probabilities and their logarithms: its share of the value, and q g with nothing
-// left out of g, so that a sum may also leave buckets out. For double: nothing is done here against
-// cancellation.
+// The same of one of few buckets, from its probabilities and their logarithms: its share of the value, and
+// q g with nothing left out of g, so that a sum may also leave buckets out. For double: nothing is done here
+// against cancellation.
 template <class R>
 struct BucketTerm {
   R value, qg;

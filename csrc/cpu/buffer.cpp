@@ -15,9 +15,8 @@ constexpr std::size_t kHugePage = std::size_t{2} << 20;
 // What is kept without offering it back to the system, which costs some 5 % of the kernel's time.
 constexpr std::size_t kPlain = std::size_t{256} << 20;
 
-// What is kept at most, beside the newest block.
-constexpr std::size_t kBlocks = 4;  // tiles, and the gradients of hidden states, head and logits
-constexpr std::size_t kKept = std::size_t{512} << 20;
+constexpr std::size_t kBlocks = 4;  // kept at most: tiles, gradients of hidden states, head and logits
+constexpr std::size_t kKept = std::size_t{512} << 20;  // bytes of them, beside the newest
 
 std::mutex guard;
 // What was freed last, the newest last; `guard` is held to touch it. Never destroyed: a Buffer may outlive

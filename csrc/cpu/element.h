@@ -120,5 +120,16 @@ struct Float16 {
   SADKERN_INLINE static void stream(Raw* to, Vec v) { sadkern::stream(to, rounded(v)); }
 };
 
+// `f` of the element type that stands for `dtype`, as a value of it.
+template <class F>
+bool with_element(DType dtype, F f) {
+  switch (dtype) {
+    case DType::float32: return f(Float32{});
+    case DType::bfloat16: return f(BFloat16{});
+    case DType::float16: return f(Float16{});
+  }
+  return false;
+}
+
 }  // namespace
 }  // namespace sadkern

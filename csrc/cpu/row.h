@@ -20,6 +20,11 @@ SADKERN_INLINE char* row_pointer(const Args& a, const Rows& rows, int64_t i) {
   return static_cast<char*>(rows.data) + offset * size_of(a.dtype);
 }
 
+// Entries of the tile that begins at `begin`.
+SADKERN_INLINE int tile_width(int64_t vocab, int64_t begin) {
+  return static_cast<int>(vocab - begin < kTile ? vocab - begin : kTile);
+}
+
 // A row's logits by tiles of whole vectors: a ragged end is a copy, filled up with -inf.
 template <class E>
 class Tiles {
@@ -130,9 +135,7 @@ class StudentRow {
   SADKERN_INLINE Vec below_max(const typename E::Raw* logits) const {
     return below_max(E::load(logits));
   }
-  SADKERN_INLINE int width(int64_t begin) const {
-    return static_cast<int>(a_.vocab - begin < kTile ? a_.vocab - begin : kTile);
-  }
+  SADKERN_INLINE int width(int64_t begin) const { return tile_width(a_.vocab, begin); }
 
   const bool past_caches_;
   const float inv_temperature_;
@@ -168,38 +171,53 @@ inline void zero_entries(const RowArgs& a, int64_t i, int64_t from) {
   memset(row + from * size_of(a.dtype), 0, (a.student_vocab - from) * size_of(a.dtype));
 }
 
-// Every row in turn, by a Row of each thread's own: `read` finds everything but the gradient, `write`
-// then writes that. False where a Row could not have its memory.
-template <class Row, class Args>
-bool all_rows(const Args& a, int threads) {
-  int64_t rows = 1, supervised = 0;
+template <class Args>
+int64_t rows_of(const Args& a) {
+  int64_t rows = 1;
   for (int d = 0; d < a.leading; ++d) rows *= a.sizes[d];
-  for (int64_t i = 0; i < rows; ++i) supervised += a.supervised[i] != 0;
-  // A gradient that no cache could hold until it is used goes straight to memory.
-  const bool past_caches = a.dstudent.data != a.student.data &&
-                           supervised * a.vocab * size_of(a.dtype) > (int64_t{8} << 20);
-  const int group = static_cast<int>(a.vocab < 65536 ? 65536 / a.vocab : 1);
+  return rows;
+}
+
+// `step(row, i)` for every i < rows, `group` of them at a time, by a Row of each thread's own. False where
+// a Row could not have its memory.
+template <class Make, class Step>
+bool each_row(int64_t rows, int threads, int group, Make make, Step step) {
   bool complete = true;
 #pragma omp parallel num_threads(threads) reduction(&& : complete)
   {
-    Row row(a, past_caches);
+    auto row = make();
     complete = row.has_memory();
-    // Short rows in groups: the fetching ahead of a row's end then serves the next one.
 #pragma omp for schedule(dynamic, group)
     for (int64_t i = 0; i < rows; ++i) {
-      if (!complete) continue;
-      if (a.supervised[i]) {
-        row.read(i);
-        if (a.dstudent.data) row.write();
-        zero_entries(a, i, a.vocab);
-      } else {
-        row.skip(i);
-        zero_entries(a, i, 0);
-      }
+      if (complete) step(row, i);
     }
     stream_fence();
   }
   return complete;
+}
+
+// Every row of a loss: `read` finds everything but the gradient, `write` then writes that.
+template <class Row, class Args>
+bool all_rows(const Args& a, int threads) {
+  const int64_t rows = rows_of(a);
+  int64_t supervised = 0;
+  for (int64_t i = 0; i < rows; ++i) supervised += a.supervised[i] != 0;
+  // A gradient that no cache could hold until it is used goes straight to memory.
+  const bool past_caches = a.dstudent.data != a.student.data &&
+                           supervised * a.vocab * size_of(a.dtype) > (int64_t{8} << 20);
+  // Short rows in groups: the fetching ahead of a row's end then serves the next one.
+  const int group = static_cast<int>(a.vocab < 65536 ? 65536 / a.vocab : 1);
+  const auto make = [&] { return Row(a, past_caches); };
+  return each_row(rows, threads, group, make, [&](Row& row, int64_t i) {
+    if (a.supervised[i]) {
+      row.read(i);
+      if (a.dstudent.data) row.write();
+      zero_entries(a, i, a.vocab);
+    } else {
+      row.skip(i);
+      zero_entries(a, i, 0);
+    }
+  });
 }
 
 }  // namespace

@@ -25,9 +25,6 @@ struct Math {
     return sadkern::reciprocal(sadkern::max(splat(1e-37f), x));
   }
 };
-struct Exp {
-  SADKERN_INLINE double operator()(double x) const { return __builtin_exp(x); }
-};
 
 // Of one thread: two rows of whole tiles; per tile its maxima and what turns its exponentials into
 // probabilities.
@@ -204,12 +201,7 @@ class Row : StudentRow<E> {
 
 template <Divergence D>
 bool any_dtype(const SpanKlArgs& a, int threads) {
-  switch (a.dtype) {
-    case DType::float32: return all_rows<Row<D, Float32>>(a, threads);
-    case DType::bfloat16: return all_rows<Row<D, BFloat16>>(a, threads);
-    case DType::float16: return all_rows<Row<D, Float16>>(a, threads);
-  }
-  return false;
+  return with_element(a.dtype, [&](auto e) { return all_rows<Row<D, decltype(e)>>(a, threads); });
 }
 
 }  // namespace

@@ -268,12 +268,7 @@ class Row : StudentRow<E> {
 }  // namespace
 
 bool SADKERN_OF_ISA(span_kl_topk)(const SpanKlTopkArgs& a, int threads) {
-  switch (a.dtype) {
-    case DType::float32: return all_rows<Row<Float32>>(a, threads);
-    case DType::bfloat16: return all_rows<Row<BFloat16>>(a, threads);
-    case DType::float16: return all_rows<Row<Float16>>(a, threads);
-  }
-  return false;
+  return with_element(a.dtype, [&](auto e) { return all_rows<Row<decltype(e)>>(a, threads); });
 }
 
 }  // namespace sadkern

@@ -16,6 +16,9 @@
 namespace sadkern {
 namespace {
 
+// Candidates are integers that sort as they do: larger logits first, and of equal ones the smaller id.
+constexpr int kIdBits = 32;
+
 // A float's bits as an integer of the same order.
 SADKERN_INLINE uint32_t ordered(float x) {
   uint32_t u;
@@ -141,10 +144,6 @@ class Row {
   }
 
  private:
-  struct Exp {
-    SADKERN_INLINE double operator()(double x) const { return __builtin_exp(x); }
-  };
-
   // One tile: its state, its exponentials left in scratch, its candidates collected.
   SADKERN_INLINE State sweep(int64_t begin) {
     const auto* logits = logits_[begin];
@@ -186,9 +185,7 @@ class Row {
     return left;
   }
 
-  SADKERN_INLINE int width(int64_t begin) const {
-    return static_cast<int>(a_.vocab - begin < kTile ? a_.vocab - begin : kTile);
-  }
+  SADKERN_INLINE int width(int64_t begin) const { return tile_width(a_.vocab, begin); }
 
   const TopkArgs& a_;
   const float inv_temperature_;
@@ -197,32 +194,13 @@ class Row {
   Candidates candidates_;
 };
 
-template <class E>
-bool all_rows(const TopkArgs& a, int threads) {
-  int64_t rows = 1;
-  for (int d = 0; d < a.leading; ++d) rows *= a.sizes[d];
-  bool complete = true;
-#pragma omp parallel num_threads(threads) reduction(&& : complete)
-  {
-    Row<E> row(a);
-    complete = row.has_memory();
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < rows; ++i) {
-      if (complete) row.select(i);
-    }
-  }
-  return complete;
-}
-
 }  // namespace
 
 bool SADKERN_OF_ISA(topk)(const TopkArgs& a, int threads) {
-  switch (a.dtype) {
-    case DType::float32: return all_rows<Float32>(a, threads);
-    case DType::bfloat16: return all_rows<BFloat16>(a, threads);
-    case DType::float16: return all_rows<Float16>(a, threads);
-  }
-  return false;
+  return with_element(a.dtype, [&](auto e) {
+    const auto make = [&] { return Row<decltype(e)>(a); };
+    return each_row(rows_of(a), threads, 1, make, [](auto& row, int64_t i) { row.select(i); });
+  });
 }
 
 }  // namespace sadkern

@@ -26,8 +26,6 @@ bool topk_baseline(const TopkArgs&, int threads);
 bool topk_avx2(const TopkArgs&, int threads);
 bool topk_avx512(const TopkArgs&, int threads);
 
-// Candidates as integers that sort as they do: larger logits first, and of equal ones the smaller id.
-inline constexpr int kIdBits = 32;
 // Moves the k largest of n keys to the front, largest first if `sorted`. k <= n. In a source of its own
 // (select.cpp): of the standard library nothing may be compiled for one instruction set.
 void largest_first(uint64_t* keys, int64_t n, int64_t k, bool sorted);
