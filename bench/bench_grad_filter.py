@@ -11,6 +11,7 @@ trajectories. "Of four GEMMs" is the time beside that of the products alone, unf
 from __future__ import annotations
 
 import copy
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.bench_projection import Inputs, four_products
-from bench.common import ROOT, Run, in_turns
-from sadkern import Projection, span_kl
+from bench.bench_projection import Inputs, four_products, gradients, ours
+from bench.common import ROOT, in_turns
 
 TRAJECTORIES = ROOT.parent / "shared" / "data" / "hotpotqa.dev.jsonl"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -75,17 +75,6 @@ def real_inputs() -> Inputs:
     )
 
 
-def filtered(x: Inputs, eps: float | None) -> Run:
-    def run() -> None:
-        student = Projection(x.hidden, x.weight)
-        teacher = Projection(x.teacher_hidden, x.teacher_weight)
-        span_kl(
-            student, teacher, x.span_ids, reduction="token_mean", grad_filter_eps=eps
-        ).loss.backward()
-
-    return run
-
-
 @pytest.mark.benchmark(group="grad_filter_eps: SmolLM2-135M and a student near it, 820 rows, fp32")
 def test_grad_filter(benchmark: Any) -> None:
     x = real_inputs()
@@ -93,16 +82,11 @@ def test_grad_filter(benchmark: Any) -> None:
     def reset() -> None:
         x.hidden.grad = x.weight.grad = None
 
-    found = []
-    for eps in EPS:
-        reset()
-        filtered(x, eps)()
-        assert x.hidden.grad is not None
-        assert x.weight.grad is not None
-        found.append((x.hidden.grad, x.weight.grad))
-    peers = {str(eps): filtered(x, eps) for eps in EPS[1:]}
+    make = {eps: partial(ours, grad_filter_eps=eps) for eps in EPS}
+    found = [gradients(make[eps], x) for eps in EPS]
+    peers = {str(eps): make[eps](x) for eps in EPS[1:]}
     seconds = in_turns(
-        benchmark, filtered(x, None), {**peers, "floor": four_products(x)}, reset=reset, rounds=7
+        benchmark, ours(x), {**peers, "floor": four_products(x)}, reset=reset, rounds=7
     )
     if not seconds:
         return

@@ -83,11 +83,11 @@ def inputs(workload: str, supervised: float = SUPERVISED) -> Inputs:
     )
 
 
-def ours(x: Inputs, chunk_rows: int | None = None) -> Run:
+def ours(x: Inputs, **options: Any) -> Run:
     def run() -> None:
         student = Projection(x.hidden, x.weight)
         teacher = Projection(x.teacher_hidden, x.teacher_weight)
-        out = span_kl(student, teacher, x.span_ids, reduction="token_mean", chunk_rows=chunk_rows)
+        out = span_kl(student, teacher, x.span_ids, reduction="token_mean", **options)
         out.loss.backward()
 
     return run
@@ -177,7 +177,10 @@ ABSENT = [name for name, module in NEEDS.items() if find_spec(module) is None]
 
 
 def runs(workload: str) -> dict[str, Run]:
-    x = inputs(workload)
+    return runs_on(inputs(workload))
+
+
+def runs_on(x: Inputs) -> dict[str, Run]:
     return {name: make(x) for name, make in CONTESTANTS.items() if name not in ABSENT}
 
 
@@ -204,7 +207,7 @@ def check(x: Inputs) -> None:
 def test_projection(benchmark: Any, workload: str) -> None:
     x = inputs(workload)
     check(inputs(f"256x{x.weight.shape[0]}"))
-    competing = {name: make(x) for name, make in CONTESTANTS.items() if name not in ABSENT}
+    competing = runs_on(x)
 
     def reset() -> None:
         x.hidden.grad = x.weight.grad = None
