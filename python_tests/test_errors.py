@@ -112,6 +112,10 @@ def test_refused_projections(side, arguments, message):
             {"student": Projection(HIDDEN, WEIGHT), "inplace": True},
             "inplace=True overwrites logits, but a Projection has none that last",
         ),
+        (
+            {"teacher": torch.nn.Parameter(S[:1], requires_grad=False)},
+            r"teacher has shape \[1, 3, 7\], expected \[2, 3, 'V'\]",
+        ),
         ({"student": Projection(HIDDEN, WEIGHT), "teacher": S.to("meta")}, "teacher is on meta"),
     ],
 )

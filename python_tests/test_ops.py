@@ -14,6 +14,10 @@ from sadkern import Projection, ops, sides, span_kl
 
 IDS = torch.tensor([[1, 1, 0, 2], [2, 0, 1, 0]])
 
+needs_compiler = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a compiler"
+)
+
 
 def logits(dtype=torch.float32, vocab=37):
     generator = torch.Generator().manual_seed(7)
@@ -81,7 +85,7 @@ def test_opcheck_span_kl_inplace(teacher):
 def test_opcheck_topk(source):
     packed = sides.pack(held(source, 1))
     torch.library.opcheck(torch.ops.sadkern.topk.default, (*packed, 8, 1.5, 3, "native"))
-    torch.library.opcheck(torch.ops.sadkern.sample.default, (*packed, 8, 1.5, 7, 3, "native"))
+    torch.library.opcheck(torch.ops.sadkern.sample.default, (*packed, 8, 1.5, 7, 3))
 
 
 def test_opcheck_with_gradient():
@@ -104,9 +108,7 @@ def training_step(student, teacher, labels, **options):
     return out.loss * 2, out.span_loss, out.teacher_entropy
 
 
-@pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a compiler"
-)
+@needs_compiler
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("divergence", ["forward_kl", "tvd"])
 def test_compiled_without_graph_break_gives_the_same(inplace, divergence):
@@ -124,9 +126,7 @@ def test_compiled_without_graph_break_gives_the_same(inplace, divergence):
         torch.testing.assert_close(compiled, eager, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.skipif(
-    shutil.which(os.environ.get("CXX", "g++")) is None, reason="torch.compile needs a compiler"
-)
+@needs_compiler
 @pytest.mark.parametrize(("student", "teacher"), COMBINATIONS)
 def test_every_combination_compiles_to_the_same(student, teacher):
     held_teacher = held(teacher, 2)

@@ -59,12 +59,13 @@ def span_kl(
     """`OUTPUTS` and the gradients: each of its tensor's shape, or [0] where none is wanted."""
     side = sides.unpack(student_kind, student, student_numbers)
     assert not isinstance(side, TopK)
-    chosen = _choose(backend, side, sides.unpack(*arguments[:3]))
+    teacher = sides.unpack(*arguments[:3])
+    chosen = _choose(backend, side, teacher)
     gradients = [
         chosen.empty(x.shape, x.dtype, x.device) if wanted and x is not None else None
         for x, wanted in zip(student, with_gradient, strict=True)
     ]
-    outputs = _span_kl(chosen, side, gradients, *arguments)
+    outputs = _span_kl(chosen, side, gradients, teacher, *arguments[3:])
     nothing = sides.first_tensor(side)
     return *outputs, [nothing.new_empty(0) if x is None else x for x in gradients]
 
@@ -76,8 +77,8 @@ def span_kl(
 )
 def span_kl_(student: Tensor, backend: str, *arguments: Any) -> Any:
     """`OUTPUTS`; the gradient is left in the logits `student`."""
-    chosen = _choose(backend, student, sides.unpack(*arguments[:3]))
-    return _span_kl(chosen, student, [student], *arguments)
+    teacher = sides.unpack(*arguments[:3])
+    return _span_kl(_choose(backend, student, teacher), student, [student], teacher, *arguments[3:])
 
 
 def _choose(name: str, student: Side, teacher: Side) -> ModuleType:
@@ -89,9 +90,7 @@ def _span_kl(
     backend: ModuleType,
     student: Tensor | Projection,  # [..., V] or of [..., D]
     gradients: Sequence[Tensor | None],
-    teacher_kind: str,
-    teacher_tensors: Tensors,  # [..., V'], of [..., D'] or [..., K]
-    teacher_numbers: list[float],
+    teacher: Side,  # [..., V'], of [..., D'] or [..., K]
     span_ids: Tensor,  # [...]
     rows: Tensor | None,  # [M]
     token_weights: Tensor | None,  # [...]
@@ -107,7 +106,6 @@ def _span_kl(
     chunk_rows: int | None,
     grad_filter_eps: float | None,
 ) -> Outputs:
-    teacher = sides.unpack(teacher_kind, teacher_tensors, teacher_numbers)
     check_values(
         span_ids, len(span_weights), rows, token_weights, labels, teacher, tail,
         sides.common_vocabulary(student, teacher),
@@ -262,7 +260,7 @@ def topk(
     "sadkern::sample",
     mutates_args=(),
     schema="(str kind, Tensor?[] source, float[] numbers, int n, float temperature, int seed, "
-    f"int? chunk_rows, str backend) -> {TOPK}",
+    f"int? chunk_rows) -> {TOPK}",
 )
 def sample(
     kind: str,
@@ -272,13 +270,12 @@ def sample(
     temperature: float,
     seed: int,
     chunk_rows: int | None,
-    backend: str,
 ) -> Any:
     """The fields of a `TopK`: `n` draws."""
     side = sides.unpack(kind, source, numbers)
     generator = torch.Generator(sides.first_tensor(side).device).manual_seed(seed)
     return _by_tiles(
-        _choose(backend, side, side), side, chunk_rows, n,
+        _choose("auto", side, side), side, chunk_rows, n,
         lambda x: sampling.sample_rows(x, n, temperature, generator),
     )  # fmt: skip
 
@@ -296,19 +293,18 @@ def _by_tiles(
 ) -> tuple[Tensor, ...]:
     """What `of_tile` finds in each tile of logits, put together."""
     assert not isinstance(source, TopK)
-    whole = _empty_topk(source, k)
+    sizes = sides.rows_of(source)
+    flat = _empty_topk(source, (sizes.numel(),), k)
     begin = 0
     for tile in projection.logit_tiles(backend, source, chunk_rows):
-        for out, found in zip(whole, _fields(of_tile(tile)), strict=True):
-            rows = out.view(-1, *out.shape[out.ndim - (found.ndim - 1) :])
-            rows[begin : begin + len(tile)] = found
+        for out, found in zip(flat, _fields(of_tile(tile)), strict=True):
+            out[begin : begin + len(tile)] = found
         begin += len(tile)
-    return whole
+    return tuple(out.view(*sizes, *out.shape[1:]) for out in flat)
 
 
-def _empty_topk(source: Side, k: int) -> tuple[Tensor, ...]:
-    sizes, like = sides.rows_of(source), sides.first_tensor(source)
-    wide = sides.precision(source)
+def _empty_topk(source: Side, sizes: Sequence[int], k: int) -> tuple[Tensor, ...]:
+    like, wide = sides.first_tensor(source), sides.precision(source)
     return (
         like.new_empty((*sizes, k), dtype=torch.int32),
         like.new_empty((*sizes, k), dtype=wide),
@@ -318,12 +314,14 @@ def _empty_topk(source: Side, k: int) -> tuple[Tensor, ...]:
 
 @topk.register_fake
 def _(kind: str, source: Tensors, numbers: list[float], k: int, *settings: Any) -> Any:
-    return _empty_topk(sides.unpack(kind, source, numbers), k)
+    side = sides.unpack(kind, source, numbers)
+    return _empty_topk(side, sides.rows_of(side), k)
 
 
 @sample.register_fake
 def _(kind: str, source: Tensors, numbers: list[float], n: int, *settings: Any) -> Any:
-    return _empty_topk(sides.unpack(kind, source, numbers), n)
+    side = sides.unpack(kind, source, numbers)
+    return _empty_topk(side, sides.rows_of(side), n)
 
 
 @torch.library.custom_op("sadkern::with_gradient", mutates_args=())

@@ -36,10 +36,15 @@ TILE_BYTES_ELSEWHERE = 64 << 20
 BLAS_ROWS = 176
 
 
+def logits_alone(student: Side, teacher: Side) -> bool:
+    """Whether there is nothing to project: a backend then takes both sides as they are."""
+    return isinstance(student, Tensor) and not isinstance(teacher, Projection)
+
+
 def dtype_of(student: Side, teacher: Side) -> torch.dtype:
     """Of the logits that a backend is given: as they are where they exist, else the tiles'."""
-    if isinstance(student, Tensor) and not isinstance(teacher, Projection):
-        return student.dtype
+    if logits_alone(student, teacher):
+        return first_tensor(student).dtype
     return precision(student, teacher)
 
 
@@ -61,7 +66,7 @@ def divergence_rows(
     hidden, weight and bias, each where there is one. `settings` are those of the backend's own
     `divergence_rows`, which alone is needed where logits exist on both sides, or a top-k.
     """
-    if isinstance(student, Tensor) and not isinstance(teacher, Projection):
+    if logits_alone(student, teacher):
         return backend.divergence_rows(
             student, teacher, supervised, row_weights, labels, gradients[0], **settings
         )
@@ -95,7 +100,8 @@ def divergence_rows(
                 whole.index_copy_(0, chunk, part)
             if wants_gradient:
                 eps = grad_filter_eps
-                s.backward(chunk, tile, None if eps is None else eps * weights.abs().amax())
+                negligible = None if eps is None else eps * weights.abs().amax()
+                s.backward(chunk, tile, negligible)
         s.finish(rows)
     return RowValues(*(value.view(supervised.shape) for value in values))
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sadkern.backends.reference import entropy_of
 from sadkern.sides import TopK
 
 
 def sample_rows(logits: Tensor, n: int, temperature: float, generator: torch.Generator) -> TopK:
     """`n` draws with replacement from each row of `logits` [M, V]; a token's weight is its share of
     them. Heaviest first, equal weights by id; what repeats have left empty is -1, of weight 0."""
-    lse = (logits / temperature).logsumexp(-1)
-    lp = (logits / temperature).log_softmax(-1)
+    scaled = logits / temperature
+    lse, lp = scaled.logsumexp(-1), scaled.log_softmax(-1)
     # A row without a distribution shows in its lse; here it must not stop the others.
     p = torch.where(lse.isfinite().unsqueeze(-1), lp.exp(), 1.0)
     drawn = torch.multinomial(p, n, replacement=True, generator=generator).sort(-1).values
@@ -26,6 +27,6 @@ def sample_rows(logits: Tensor, n: int, temperature: float, generator: torch.Gen
         ids.gather(-1, order).to(torch.int32),
         (count.gather(-1, order) / n).to(lp.dtype).log(),
         tail_mass=torch.zeros_like(lp[:, 0]),
-        entropy=-torch.where(p > 0, p * lp, 0.0).sum(-1),
+        entropy=entropy_of(lp),
         lse=lse,
     )

@@ -65,15 +65,19 @@ Side = Tensor | Projection | TopK
 Packed = tuple[str, list[Tensor | None], list[float]]
 
 
+def slots(side: Side) -> list[Tensor | None]:
+    """Its tensors in the order in which it is packed and its gradients come, None where absent."""
+    if isinstance(side, Projection):
+        return [side.hidden, side.weight, side.bias]
+    return list(vars(side).values()) if isinstance(side, TopK) else [side]
+
+
 def pack(side: Side) -> Packed:
     """`side` for an operator, without its autograd history."""
+    tensors = [None if x is None else x.detach() for x in slots(side)]
     if isinstance(side, Projection):
-        tensors = [side.hidden, side.weight, side.bias]
-        numbers = [float(side.scale), float(side.softcap or 0.0)]
-        return "projection", [None if x is None else x.detach() for x in tensors], numbers
-    if isinstance(side, TopK):
-        return "topk", [side.ids, side.logprobs, side.tail_mass, side.entropy, side.lse], []
-    return "logits", [side.detach()], []
+        return "projection", tensors, [float(side.scale), float(side.softcap or 0.0)]
+    return "topk" if isinstance(side, TopK) else "logits", tensors, []
 
 
 def part_of(side: TopK, rows: Tensor) -> TopK:

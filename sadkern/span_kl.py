@@ -183,9 +183,7 @@ def span_kl(
     counts = _num_tokens(num_tokens, len(weights), reduction, span_ids.device)
 
     kind, tensors, numbers = sides.pack(student)
-    given = (
-        [student] if isinstance(student, Tensor) else [student.hidden, student.weight, student.bias]
-    )
+    given = sides.slots(student)
     wanted = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in given]
     arguments = (
         *sides.pack(teacher), span_ids, rows, token_weights, labels, counts, weights, divergence,
@@ -273,7 +271,7 @@ def _check(
         )
     sizes = sides.rows_of(student)
     if sides.rows_of(teacher) != sizes:
-        last = {Tensor: "V", Projection: "D", TopK: "K"}[type(teacher)]
+        last = {Projection: "D", TopK: "K"}.get(type(teacher), "V")
         tensor = sides.first_tensor(teacher)
         name = next(iter(sides.tensors_of(teacher)))
         raise ValueError(

@@ -101,7 +101,7 @@ def sample_logprobs(
     if seed is None:
         seed = int(torch.randint(2**62, ()).item())
     packed = sides.pack(source)
-    return _finite(TopK(*ops.sample(*packed, n, temperature, seed, chunk_rows, "auto")))
+    return _finite(TopK(*ops.sample(*packed, n, temperature, seed, chunk_rows)))
 
 
 def _check(source: Tensor | Projection, temperature: float, chunk_rows: int | None) -> None:

@@ -117,7 +117,7 @@ def divergence_rows(
         repeated = _call(
             core().span_kl_topk,
             **rows,
-            ids=teacher.ids.to(torch.int32).contiguous(),
+            ids=_contiguous(teacher.ids, torch.int32),
             logprobs=_contiguous(teacher.logprobs, torch.float32),
             tail=_contiguous(teacher.tail_mass, torch.float32),
             entropy=_contiguous(teacher.entropy, torch.float32),

@@ -67,7 +67,7 @@ def divergence_rows(
         t = teacher[supervised][:, :vocab].to(wide) / temperature
         lp = t.log_softmax(-1)
         value, gradient = _divergence(divergence, lp, lq, mix)
-        entropy = -_times_unless_zero(lp.exp(), lp).sum(-1)
+        entropy = entropy_of(lp)
         top = t == t.amax(-1, True)
         mass = torch.zeros_like(value)
     if tail != "none" or isinstance(teacher, Tensor):
@@ -103,15 +103,21 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     """The k most likely tokens of rows of `logits` [..., V]; equal logits in the order of ids."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     raw = logits.to(wide)
-    lp = (raw / temperature).log_softmax(-1)
+    scaled = raw / temperature
+    lp = scaled.log_softmax(-1)
     ids = torch.sort(raw, dim=-1, descending=True, stable=True).indices[..., :k]
     return TopK(
         ids.to(torch.int32),
         lp.gather(-1, ids),
         tail_mass=lp.exp().scatter(-1, ids, 0.0).sum(-1),
-        entropy=-_times_unless_zero(lp.exp(), lp).sum(-1),
-        lse=(raw / temperature).logsumexp(-1),
+        entropy=entropy_of(lp),
+        lse=scaled.logsumexp(-1),
     )
+
+
+def entropy_of(lp: Tensor) -> Tensor:
+    """[...]: - sum p log p of log-probabilities [..., V]."""
+    return -_times_unless_zero(lp.exp(), lp).sum(-1)
 
 
 def _times_unless_zero(x: Tensor, y: Tensor) -> Tensor:
@@ -196,11 +202,10 @@ def _topk(
 
     lp, lq_of = torch.cat([lp, lp_tail], -1), torch.cat([bucket_lq, lq_tail], -1)
     terms, qg = _terms(divergence, lp, lq_of, mix)
-    entropies = -_times_unless_zero(lp.exp(), lp)
+    entropy = entropy_of(lp if mode != "none" else lp[:, :-1])
     if mode == "none":
-        terms, qg, entropies = (x[..., :-1] for x in (terms, qg, entropies))
-        qg = torch.nn.functional.pad(qg, (0, 1))
-    entropy = entropies.sum(-1)
+        terms = terms[:, :-1]
+        qg = torch.nn.functional.pad(qg[:, :-1], (0, 1))
     if teacher.entropy is not None:
         entropy = teacher.entropy[supervised].to(lq.dtype)
 
