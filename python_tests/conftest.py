@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from traceback import format_exception
+
+# Before anything imports triton: its kernels run on the CPU, see sadkern/backends/triton.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

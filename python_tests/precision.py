@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from sadkern import span_kl
 
-BACKENDS = ["reference", "native"]
+BACKENDS = ["reference", "native", "triton"]
 HALVES = [torch.bfloat16, torch.float16]
 DIVERGENCES = {  # name -> (divergence, its parameter)
     "forward_kl": ("forward_kl", 0.0),

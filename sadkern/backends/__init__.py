@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from types import ModuleType
 
 import torch
 
 from sadkern.backends import native, reference
 
-BACKENDS: dict[str, ModuleType] = {"reference": reference, "native": native}
+NAMES = ("reference", "native", "triton")
 
 
 def choose(name: str, dtype: torch.dtype, device: torch.device) -> ModuleType:
@@ -22,32 +23,49 @@ def choose(name: str, dtype: torch.dtype, device: torch.device) -> ModuleType:
         RuntimeError: the backend is not there, or does not serve this device.
     """
     if name == "auto":
-        if native.serves(dtype, device) is None:
-            return native
+        fast = "triton" if device.type == "cuda" else "native"
+        refusal = _refusal(fast, dtype, device)
+        if refusal is None:
+            return backend(fast)
         if dtype is not torch.float64:
-            _warn_once(device.type)
+            _warn_once(device.type, refusal)
         return reference
-    if name not in BACKENDS:
-        raise ValueError(f"backend={name!r}: expected auto, {', '.join(BACKENDS)}")
-    backend = BACKENDS[name]
-    refusal: Exception | None = backend.serves(dtype, device)
+    if name not in NAMES:
+        raise ValueError(f"backend={name!r}: expected auto, {', '.join(NAMES)}")
+    refusal = _refusal(name, dtype, device)
     if refusal is not None:
         raise refusal
-    return backend
+    return backend(name)
+
+
+def backend(name: str) -> ModuleType:
+    """The backend called `name`. That of Triton is imported with its first use."""
+    if name == "triton":
+        return import_module("sadkern.backends.triton")
+    return {"reference": reference, "native": native}[name]
+
+
+def _refusal(name: str, dtype: torch.dtype, device: torch.device) -> Exception | None:
+    """What keeps the backend called `name` from serving such logits there."""
+    try:
+        refusal: Exception | None = backend(name).serves(dtype, device)
+    except ImportError as error:
+        return RuntimeError(
+            f"backend={name!r}: triton is missing ({error}). `pip install 'sadkern[triton]'` "
+            "brings it, and so does torch for CUDA"
+        )
+    return refusal
 
 
 _warned: set[str] = set()
 
 
-def _warn_once(device: str) -> None:
+def _warn_once(device: str, refusal: Exception) -> None:
     if device in _warned:
         return
     _warned.add(device)
-    reason = native.missing() if device == "cpu" else f"no kernels for device {device!r}"
     warnings.warn(
-        f"sadkern runs on its slow reference backend: {reason}",
-        RuntimeWarning,
-        stacklevel=2,
+        f"sadkern runs on its slow reference backend: {refusal}", RuntimeWarning, stacklevel=2
     )
 
 

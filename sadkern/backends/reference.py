@@ -180,8 +180,8 @@ def _topk(
     the tail. `renormalize` gives all of the teacher's mass to its tokens, which leaves its tail 0;
     `none` leaves the tail's term out of the sum. An entry without id (-1) is an empty bucket.
     """
+    check_distinct(teacher.ids, supervised)
     ids = teacher.ids[supervised].long()
-    _refuse_repeated(ids, supervised)
     given = ids >= 0
     ids = ids.clamp(min=0)
     lp = teacher.logprobs[supervised].to(lq.dtype).masked_fill(~given, -torch.inf)  # [M, K]
@@ -228,12 +228,13 @@ def refuse_repeated(row: tuple[int, ...], ids: Tensor) -> None:
     raise ValueError(f"teacher.ids{list(row)} holds id {twice} twice, expected distinct ids")
 
 
-def _refuse_repeated(ids: Tensor, supervised: Tensor) -> None:
-    """On the CPU alone: elsewhere looking would make the host wait for the device."""
+def check_distinct(ids: Tensor, supervised: Tensor) -> None:
+    """Raises for supervised rows of `ids` [..., K], on the CPU alone: elsewhere looking would make
+    the host wait for the device."""
     if ids.device.type != "cpu":
         return
-    ordered = ids.sort(-1).values
+    ordered = ids[supervised].sort(-1).values
     repeated = ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(-1)
     if repeated.any():
-        at = int(repeated.nonzero()[0])
-        refuse_repeated(tuple(supervised.nonzero()[at].tolist()), ids[at])
+        at = supervised.nonzero()[repeated.nonzero()[0]].squeeze(0)
+        refuse_repeated(tuple(at.tolist()), ids[tuple(at)])

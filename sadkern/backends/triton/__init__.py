@@ -1,0 +1,232 @@
+"""Triton kernels, for NVIDIA GPUs: fp32, bf16 and fp16 logits, everything in one launch.
+
+With `TRITON_INTERPRET=1` in the environment before this is imported, Triton's interpreter runs the
+same kernels on CPU tensors: slowly, to test them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from sadkern.backends import reference
+from sadkern.backends.reference import RowValues, empty
+from sadkern.backends.triton import plans, span_kl, span_kl_topk, topk
+from sadkern.sides import TopK
+
+__all__ = ["divergence_rows", "empty", "serves", "topk_rows"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTERPRETED = not isinstance(span_kl.kernel, triton.JITFunction)
+MOST_TOKENS = 1024  # of a top-k teacher: they are held in registers
+# As the interpreter computes: products and sums are rounded each, where a kernel says no other.
+OPTIONS = {"enable_fp_fusion": False}
+
+
+def serves(dtype: torch.dtype, device: torch.device) -> Exception | None:
+    """None where this backend can take such logits, else the error that says why not."""
+    if dtype not in DTYPES:
+        names = ", ".join(str(x).removeprefix("torch.") for x in DTYPES)
+        return ValueError(
+            f"backend='triton' takes {names} logits, got {dtype}; backend='reference' takes any"
+        )
+    if INTERPRETED:
+        if device.type == "cpu":
+            return None
+        return RuntimeError(
+            f"backend='triton' is interpreted (TRITON_INTERPRET=1) and serves CPU tensors, got "
+            f"device {device}: unset it before sadkern is imported"
+        )
+    if device.type != "cuda" or torch.version.cuda is None:
+        return RuntimeError(
+            f"backend='triton' serves tensors on NVIDIA GPUs, got device {device}; to test it on "
+            "the CPU, set TRITON_INTERPRET=1 in the environment before sadkern is imported"
+        )
+    capability = plans.capability_of(device)
+    if capability < plans.OLDEST:
+        return RuntimeError(
+            f"backend='triton' needs compute capability {plans.OLDEST} or higher, got {capability}"
+        )
+    return None
+
+
+def divergence_rows(
+    student: Tensor,  # [..., V_s]
+    teacher: Tensor | TopK,  # [..., V_t] or [..., K]
+    supervised: Tensor,  # [...] bool
+    row_weights: Tensor,  # [...] fp32
+    labels: Tensor | None,  # [...] int64
+    dstudent: Tensor | None,  # [..., V_s], may be the student itself; of fp32 logits in any dtype
+    *,
+    divergence: str,
+    mix: float,
+    temperature: float,
+    ce_weight: float,
+    tail: str = "bucket",
+    softcap: float = 0.0,
+) -> RowValues:
+    """As `reference.divergence_rows`. On a device nothing waits for it, and so nothing is raised
+    for what only the values tell: a wrong id among a teacher's tokens makes its row NaN."""
+    sizes, device = student.shape[:-1], student.device
+    per_token, cross_entropy, teacher_entropy = (
+        torch.empty(sizes, dtype=torch.float32, device=device) for _ in range(3)
+    )
+    agreement = torch.empty(sizes, dtype=torch.bool, device=device)
+    tail_mass = torch.zeros(sizes, dtype=torch.float32, device=device)
+    values = RowValues(per_token, cross_entropy, teacher_entropy, agreement, tail_mass)
+    s = _addressed(student)
+    d = s if dstudent is None or dstudent is student else _addressed(dstudent)
+    common: dict[str, Any] = {
+        **_rows("student", s),
+        **_rows("dstudent", d),
+        "supervised": supervised.contiguous().view(torch.uint8),
+        "row_weights": row_weights.contiguous(),
+        "labels": None if labels is None else labels.contiguous(),
+        "per_token": per_token,
+        "cross_entropy": cross_entropy,
+        "teacher_entropy": teacher_entropy,
+        "agreement": agreement.view(torch.uint8),
+        "student_vocab": s.shape[-1],
+        "mix": mix,
+        "inv_temperature": 1 / temperature,
+        "ce_weight": ce_weight,
+        "inv_softcap": 1 / softcap if softcap else 0.0,
+        "DIVERGENCE": divergence,
+        "HAS_LABELS": labels is not None,
+        "SOFTEN": labels is not None and temperature != 1,
+        "HAS_SOFTCAP": softcap != 0,
+        "HAS_GRADIENT": dstudent is not None,
+    }
+    capability, count = plans.capability_of(device), per_token.numel()
+    if isinstance(teacher, TopK):
+        _span_kl_topk(s, d, teacher, supervised, tail, tail_mass, capability, count, common)
+    elif count:
+        t = _addressed(teacher)
+        vocab = min(s.shape[-1], t.shape[-1])
+        kind = "state" if divergence in ("forward_kl", "reverse_kl") else "mixture"
+        plan = plans.choose(kind, capability, vocab, s, t, d)
+        span_kl.kernel[(count,)](
+            **common, **_rows("teacher", t), vocab=vocab, **plan._asdict(), **OPTIONS
+        )
+    if dstudent is not None and d is not (s if dstudent is student else dstudent):
+        dstudent.copy_(d)
+    elif dstudent is student and s is not student:
+        student.copy_(s)
+    return values
+
+
+def _span_kl_topk(
+    s: Tensor,
+    d: Tensor,
+    teacher: TopK,
+    supervised: Tensor,
+    tail: str,
+    tail_mass: Tensor,
+    capability: tuple[int, int],
+    count: int,
+    common: dict[str, Any],
+) -> None:
+    k, vocab = teacher.ids.shape[-1], s.shape[-1]
+    if k > MOST_TOKENS:
+        raise ValueError(
+            f"teacher.ids has {k} tokens a row, expected at most {MOST_TOKENS} for backend='triton'"
+        )
+    reference.check_distinct(teacher.ids, supervised)
+    if not count:
+        return
+    programs = min(count, plans.programs_on(s.device))
+    plan = plans.choose("span_kl_topk", capability, vocab, s, d)
+    # Whole tiles of marks are read.
+    words = -(-vocab // plan.TILE) * (plan.TILE // 32)
+    marks = torch.empty((programs, words), dtype=torch.int32, device=s.device)
+    span_kl_topk.kernel[(programs,)](
+        **common,
+        ids=teacher.ids.to(torch.int32).contiguous(),
+        logprobs=teacher.logprobs.to(torch.float32).contiguous(),
+        given_mass=_fp32(teacher.tail_mass),
+        given_entropy=_fp32(teacher.entropy),
+        marks=marks,
+        tail_mass=tail_mass,
+        n=count,
+        k=k,
+        words=words,
+        vocab=vocab,
+        TAIL=tail,
+        HAS_MASS=teacher.tail_mass is not None,
+        HAS_ENTROPY=teacher.entropy is not None,
+        K=max(16, plans.power_of_two(k)),
+        **plan._asdict(),
+        **OPTIONS,
+    )
+
+
+def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
+    """As `reference.topk_rows`."""
+    sizes, vocab, device = logits.shape[:-1], logits.shape[-1], logits.device
+
+    def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    found = TopK(
+        room((*sizes, k), torch.int32),
+        room((*sizes, k), torch.float32),
+        *(room(sizes, torch.float32) for _ in range(3)),
+    )
+    count = sizes.numel()
+    if not count:
+        return found
+    x = _addressed(logits)
+    plan = plans.choose("topk", plans.capability_of(device), vocab, x)
+    programs = min(count, plans.programs_on(device))
+    candidates = 2 * max(32, plans.power_of_two(k))
+    topk.kernel[(programs,)](
+        **_rows("logits", x),
+        **vars(found),
+        candidate_keys=room((programs, candidates), torch.int32),
+        candidate_ids=room((programs, candidates), torch.int32),
+        n=count,
+        k=k,
+        vocab=vocab,
+        inv_temperature=1 / temperature,
+        CANDIDATES=candidates,
+        TOGETHER=max(2, min(32, 4096 // candidates)),
+        **plan._asdict(),
+        **OPTIONS,
+    )
+    return found
+
+
+def _fp32(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(torch.float32).contiguous()
+
+
+def _addressed(logits: Tensor) -> Tensor:
+    """The same, or a copy, such that a row lies in one piece and rows are two strides apart."""
+    if (logits.stride(-1) == 1 or logits.shape[-1] == 1) and len(_dimensions(logits)) <= 2:
+        return logits
+    return logits.contiguous()
+
+
+def _dimensions(logits: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides of what leads, the last one first; what lies like one dimension is one."""
+    found: list[tuple[int, int]] = []
+    for size, stride in reversed(list(zip(logits.shape[:-1], logits.stride()[:-1], strict=True))):
+        if found and stride == found[-1][0] * found[-1][1]:
+            found[-1] = (found[-1][0] * size, found[-1][1])
+        elif size != 1:
+            found.append((size, stride))
+    return found
+
+
+def _rows(name: str, logits: Tensor) -> dict[str, Any]:
+    """The arguments of `row.row_pointer`."""
+    inner, outer, *_ = [*_dimensions(logits), (1, 0), (1, 0)]
+    return {
+        name: logits,
+        f"{name}_inner": inner[0],
+        f"{name}_outer": outer[1],
+        f"{name}_stride": inner[1],
+    }

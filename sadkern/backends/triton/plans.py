@@ -1,0 +1,102 @@
+"""How a kernel goes about rows of a size on a chip: a table, where others search at import.
+
+Every entry compiles for its chip without a spill, which a test holds; the table of what it takes is
+bench/results/aot.md.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+WORD = 4  # bytes of a register
+
+
+class Choice(NamedTuple):
+    """For one kernel and one way of reading rows."""
+
+    tile: int  # entries, a power of two and at most 4096
+    warps: int
+    stages: int = 1  # tiles that are being fetched or worked on at a time
+
+
+class Plan(NamedTuple):
+    """What a kernel is compiled for: the constants of row.py, and the warps it runs on."""
+
+    TILE: int
+    TILES: int  # of a row that is kept on chip; 0: of one that is read in every sweep
+    PACKED: bool
+    STAGES: int
+    num_warps: int
+
+
+# Registers, in bytes, that the rows kept by one program may take; a multiprocessor has 256 KiB.
+ON_CHIP = {"state": 128 << 10, "mixture": 128 << 10, "span_kl_topk": 128 << 10, "topk": 64 << 10}
+
+# (kernel, whether rows are kept) -> Choice; of span_kl by what its gradient needs: the state alone,
+# or one more sweep for the divergences of mixtures.
+Table = dict[tuple[str, bool], Choice]
+SM_80: Table = {
+    ("state", True): Choice(4096, 16),
+    ("state", False): Choice(2048, 8, 3),
+    ("mixture", True): Choice(2048, 16),
+    ("mixture", False): Choice(1024, 8, 3),
+    ("span_kl_topk", True): Choice(4096, 16),
+    ("span_kl_topk", False): Choice(2048, 8, 3),
+    ("topk", True): Choice(2048, 8),
+    ("topk", False): Choice(2048, 16, 3),
+}
+# Compute capability -> what serves it and those above, up to the next.
+TABLES: dict[tuple[int, int], Table] = {(8, 0): SM_80}
+OLDEST = min(TABLES)
+
+# Compute capability -> shared memory that a program may take, in bytes.
+SHARED = {
+    (8, 0): 163 << 10,
+    (8, 6): 99 << 10,
+    (8, 9): 99 << 10,
+    (9, 0): 227 << 10,
+    (10, 0): 227 << 10,
+}
+
+
+def choose(kernel: str, capability: tuple[int, int], vocab: int, *sides: Tensor) -> Plan:
+    """For rows of `vocab` entries; `sides` are the logits that are read, and their gradient."""
+    table = TABLES[max(known for known in TABLES if known <= max(capability, OLDEST))]
+    # (A gradient has the dtype of its logits, or else these are fp32.)
+    packed = all(map(_holds_words, sides)) and vocab % 2 == 0
+    read = 2 if kernel in ("state", "mixture") else 1
+    kept = read * vocab * (WORD // 2 if packed else WORD) <= ON_CHIP[kernel]
+    choice = table[kernel, kept]
+    tile = min(choice.tile, max(128, power_of_two(vocab)))
+    warps = min(choice.warps, max(4, power_of_two(vocab) // 1024))
+    tiles = -(-vocab // tile) if kept else 0
+    return Plan(tile, tiles, packed and kept, choice.stages, warps)
+
+
+def power_of_two(n: int) -> int:
+    """The least one that is not below n."""
+    return 1 << (n - 1).bit_length()
+
+
+def _holds_words(logits: Tensor) -> bool:
+    """Whether each row is made of whole words of two entries."""
+    return (
+        logits.dtype.itemsize == 2
+        and logits.data_ptr() % WORD == 0
+        and all(stride % 2 == 0 for stride in logits.stride()[:-1])
+    )
+
+
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """Of a CUDA device; the oldest one served for what is interpreted."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else OLDEST
+
+
+def programs_on(device: torch.device) -> int:
+    """How many programs share the rows of a kernel whose programs need memory of their own."""
+    if device.type != "cuda":
+        return 3
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,126 @@
+"""How a row is read and written, and what the kernels do alike with the student's side.
+
+A tile is TILE entries of a row. As it lies in memory it is called raw: of PACKED rows of 16-bit
+logits that are words of two entries, so that a row that is kept on chip takes no more registers
+than it has bytes. `wide` makes fp32 of it: [TILE] or, of packed ones, [TILE / 2, 2].
+
+A row that is kept on chip is a tuple of its raw tiles, which a sweep turns round by one tile at a
+time: a loop that the compiler cannot unroll keeps no more than one tile in fp32.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+BANNED_BF16: tl.constexpr = tl.constexpr(-0x7F0080)  # two entries of -inf: 0xff80ff80
+BANNED_FP16: tl.constexpr = tl.constexpr(-0x3FF0400)  # 0xfc00fc00
+
+
+@triton.jit
+def row_pointer(data, row, inner, outer_stride, inner_stride):
+    """Of row `row` of logits whose leading dimensions lie like [N / inner, inner]."""
+    row = tl.cast(row, tl.int64)
+    return data + (row // inner) * outer_stride + (row % inner) * inner_stride
+
+
+@triton.jit
+def columns(begin, TILE: tl.constexpr, PACKED: tl.constexpr):
+    """Of a tile's entries, in its wide shape."""
+    if PACKED:
+        even = begin + 2 * tl.arange(0, TILE // 2)
+        return tl.join(even, even + 1)
+    else:
+        return begin + tl.arange(0, TILE)
+
+
+@triton.jit
+def load(row, begin, vocab, TILE: tl.constexpr, PACKED: tl.constexpr):
+    """The raw tile at `begin`; -inf from `vocab` on."""
+    if PACKED:
+        at = begin // 2 + tl.arange(0, TILE // 2)
+        outside: tl.constexpr = BANNED_BF16 if row.dtype.element_ty == tl.bfloat16 else BANNED_FP16
+        return tl.load(row.to(tl.pointer_type(tl.int32)) + at, mask=at < vocab // 2, other=outside)
+    else:
+        at = begin + tl.arange(0, TILE)
+        return tl.load(row + at, mask=at < vocab, other=-float("inf"))
+
+
+@triton.jit
+def wide(raw, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """fp32 of a raw tile of DTYPE."""
+    if PACKED:
+        if DTYPE == tl.bfloat16:
+            low, high = raw << 16, raw & -0x10000
+            return tl.join(low.to(tl.float32, bitcast=True), high.to(tl.float32, bitcast=True))
+        else:
+            low, high = raw.to(tl.int16), (raw >> 16).to(tl.int16)
+            return tl.join(low.to(DTYPE, bitcast=True), high.to(DTYPE, bitcast=True)).to(tl.float32)
+    else:
+        return raw.to(tl.float32)
+
+
+@triton.jit
+def room(row, TILE: tl.constexpr, TILES: tl.constexpr, PACKED: tl.constexpr):
+    """For TILES raw tiles; () where the row is not kept."""
+    kept = ()
+    if TILES:
+        nothing = load(row, 0, 0, TILE, PACKED)
+        for _ in tl.static_range(TILES):
+            kept += (nothing,)
+    return kept
+
+
+@triton.jit
+def keep(kept, raw, TILES: tl.constexpr):
+    """`kept`, with the next tile of the row in place of the oldest."""
+    if TILES:
+        return kept[1:] + (raw,)
+    else:
+        return kept
+
+
+@triton.jit
+def next_tile(kept, row, begin, vocab, TILE: tl.constexpr, TILES: tl.constexpr,
+              PACKED: tl.constexpr):  # fmt: skip
+    """The raw tile at `begin` and, for the tile after it, `kept`: that is swept forwards alone."""
+    if TILES:
+        return kept[0], keep(kept, kept[0], TILES)
+    else:
+        return load(row, begin, vocab, TILE, PACKED), kept
+
+
+@triton.jit
+def store(row, begin, vocab, entries, TILE: tl.constexpr, PACKED: tl.constexpr):
+    """Rounds a wide tile and writes what of it is below `vocab`."""
+    rounded = entries.to(row.dtype.element_ty)
+    if PACKED:
+        at = begin // 2 + tl.arange(0, TILE // 2)
+        low, high = tl.split(rounded.to(tl.int16, bitcast=True).to(tl.int32))
+        words = (low & 0xFFFF) | (high << 16)
+        tl.store(row.to(tl.pointer_type(tl.int32)) + at, words, mask=at < vocab // 2)
+    else:
+        at = begin + tl.arange(0, TILE)
+        tl.store(row + at, rounded, mask=at < vocab)
+
+
+@triton.jit
+def zero(row, begin, end, TILE: tl.constexpr):
+    """Entries [begin, end)."""
+    for tile in tl.range(begin, end, TILE):
+        at = tile + tl.arange(0, TILE)
+        tl.store(row + at, tl.zeros([TILE], row.dtype.element_ty), mask=at < end)
+
+
+@triton.jit
+def finish(entries, s, column, label, hard_scale, top_s, over_sum_h, inv_softcap,
+           HAS_LABELS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
+    """Adds the hard label's gradient to that of logits s, then goes through the softcap.
+    `hard_scale` is row weight times ce_weight, 0 without a label."""
+    if HAS_LABELS:
+        hard = tl.exp(s - top_s) * over_sum_h
+        entries += hard_scale * tl.where(column == label, hard - 1, hard)
+    if HAS_SOFTCAP:
+        tanh = s * inv_softcap
+        entries *= 1 - tanh * tanh
+    return entries
