@@ -148,11 +148,12 @@ def test_tiles_are_supervised_rows_in_memory_that_is_reused(monkeypatch):
 )
 def test_both_tiles_fit_the_budget_by_default(vocab, sides, rows):
     parts = []
-    for chunk, tiles in projection.chunks(
-        native, torch.arange(rows), vocab, sides, torch.float32, None
+    for chunk, tiles, gradient in projection.chunks(
+        native, torch.arange(rows), vocab, sides, torch.float32, None, torch.float32
     ):
         parts.append(len(chunk))
         assert tiles.shape == (sides, len(chunk), vocab)
+        assert gradient.data_ptr() == tiles.data_ptr()
         assert sides * tiles.stride(0 if sides > 1 else 1) * 4 <= 64 << 20
     assert sum(parts) == rows
     assert max(parts) - min(parts) <= 1

@@ -116,7 +116,7 @@ def _span_kl(
     normaliser = reduction.normaliser(
         counts.to(wide), None if num_tokens is None else num_tokens.to(wide), reduction_name
     )
-    per_span = torch.tensor(span_weights, dtype=wide, device=span_ids.device)
+    per_span = torch.stack([member.new_full((), weight, dtype=wide) for weight in span_weights])
     weights = reduction.row_weights(member, per_span, normaliser, token_weights)
     found = projection.divergence_rows(
         backend,

@@ -84,7 +84,9 @@ def divergence_rows(
     wants_gradient = any(gradient is not None for gradient in gradients)
     sides = 1 if isinstance(t, TopK) else 2
     with torch.autocast(rows.device.type, enabled=False):
-        for chunk, tiles in chunks(backend, rows, vocab, sides, wide, chunk_rows):
+        for chunk, tiles, dtile in chunks(
+            backend, rows, vocab, sides, wide, chunk_rows, s.gradient_dtype
+        ):
             tile, weights = s.fill(chunk, tiles[0]), flat_weights[chunk]
             found = backend.divergence_rows(
                 tile,
@@ -92,7 +94,7 @@ def divergence_rows(
                 torch.ones_like(chunk, dtype=torch.bool),
                 weights,
                 None if flat_labels is None else flat_labels[chunk],
-                tile if wants_gradient else None,
+                dtile if wants_gradient else None,
                 softcap=softcap,
                 **settings,
             )
@@ -101,7 +103,7 @@ def divergence_rows(
             if wants_gradient:
                 eps = grad_filter_eps
                 negligible = None if eps is None else eps * weights.abs().amax()
-                s.backward(chunk, tile, negligible)
+                s.backward(chunk, dtile, negligible)
         s.finish(rows)
     return RowValues(*(value.view(supervised.shape) for value in values))
 
@@ -113,16 +115,21 @@ def chunks(
     sides: int,
     dtype: torch.dtype,
     chunk_rows: int | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Parts of `rows` of nearly equal length [C], each with its tiles [sides, C, vocab], which are
-    the same memory every time."""
+    gradient_dtype: torch.dtype,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Parts of `rows` of nearly equal length [C], each with its tiles [sides, C, vocab] and one for
+    the gradient [C, vocab], which are the same memory every time. The gradient's is the first of
+    the tiles, but where it is of another dtype."""
     # An odd number of cache lines between rows: a power of two would send them to the same sets.
     line = 64 // dtype.itemsize
     stride = (-(-vocab // line) | 1) * line
     most = chunk_rows
     if most is None:
         budget = TILE_BYTES.get(rows.device.type, TILE_BYTES_ELSEWHERE)
-        most = max(1, budget // (sides * stride * dtype.itemsize))
+        entry = sides * dtype.itemsize
+        if gradient_dtype != dtype:
+            entry += gradient_dtype.itemsize
+        most = max(1, budget // (stride * entry))
         if rows.device.type == "cpu" and most > BLAS_ROWS:
             most -= most % BLAS_ROWS
     count = -(-len(rows) // most)
@@ -130,8 +137,11 @@ def chunks(
         return
     parts = rows.tensor_split(count)
     memory = backend.empty((sides, len(parts[0]), stride), dtype, rows.device)
+    gradient = memory[0]
+    if gradient_dtype != dtype:
+        gradient = backend.empty((len(parts[0]), stride), gradient_dtype, rows.device)
     for part in parts:
-        yield part, memory[:, : len(part), :vocab]
+        yield part, memory[:, : len(part), :vocab], gradient[: len(part), :vocab]
 
 
 def logit_tiles(
@@ -142,5 +152,5 @@ def logit_tiles(
     rows = torch.arange(rows_of(source).numel(), device=first_tensor(source).device)
     side = tiles_of(source, vocab, dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        for chunk, tiles in chunks(backend, rows, vocab, 1, dtype, chunk_rows):
+        for chunk, tiles, _ in chunks(backend, rows, vocab, 1, dtype, chunk_rows, dtype):
             yield side.fill(chunk, tiles[0])

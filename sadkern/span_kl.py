@@ -232,7 +232,13 @@ def _num_tokens(
         raise ValueError(
             "num_tokens is given but reduction='sum' divides by nothing: expected None"
         )
-    counts = torch.as_tensor(given, dtype=torch.float64).to(device).reshape(-1)
+    if not isinstance(given, Tensor):
+        # (Filled in on the device: a copy to it would be waited for.)
+        numbers = given if isinstance(given, Sequence) else [given]
+        given = torch.stack(
+            [torch.full((), x, dtype=torch.float64, device=device) for x in numbers]
+        )
+    counts = given.to(device, torch.float64, non_blocking=True).reshape(-1)
     expected = num_spans if reduction == "span_mean" else 1
     if counts.numel() != expected:
         raise ValueError(

@@ -29,24 +29,46 @@ def tiles_of(
     are to be written."""
     if isinstance(side, Projection):
         return Head(side, vocab, dtype, gradients)
-    return LogitRows(side, vocab, gradients[0])
+    return LogitRows(side, vocab, dtype, gradients[0])
+
+
+def multiplies_halves(device: torch.device) -> bool:
+    """Whether products of bf16 or fp16 operands come in fp32 there, as they are summed up."""
+    return device.type == "cuda"
+
+
+def multiply(
+    out: Tensor, a: Tensor, b: Tensor, alpha: float, beta: float, added: Tensor | None = None
+) -> None:
+    """out = beta added + alpha a b; what is added is `out` itself where nothing else is given."""
+    added = out if added is None else added
+    if a.dtype == out.dtype:
+        torch.addmm(added, a, b, beta=beta, alpha=alpha, out=out)
+    else:
+        torch.addmm(added, a, b, out_dtype=out.dtype, beta=beta, alpha=alpha, out=out)
 
 
 def _zero_others(gradient: Tensor, rows: Tensor) -> None:
     others = torch.ones(gradient.shape[:-1], dtype=torch.bool, device=rows.device)
-    others.view(-1)[rows] = False
+    others.view(-1).index_fill_(0, rows, False)
     gradient.masked_fill_(others.unsqueeze(-1), 0)
 
 
 class LogitRows:
     """Rows of logits that exist [..., V], gathered into a tile and scattered from it."""
 
-    def __init__(self, logits: Tensor, vocab: int, gradient: Tensor | None):
+    def __init__(self, logits: Tensor, vocab: int, dtype: torch.dtype, gradient: Tensor | None):
         self.logits, self.vocab, self.gradient = logits, vocab, gradient
+        self.gradient_dtype = dtype
 
     def _at(self, rows: Tensor) -> tuple[Tensor, ...]:
-        # Not flattened: that would copy logits that are a slice.
-        return torch.unravel_index(rows, self.logits.shape[:-1])
+        # Not flattened: that would copy logits that are a slice. (torch.unravel_index would make a
+        # tensor of the sizes, for which a device must wait.)
+        found = []
+        for size in reversed(self.logits.shape[:-1]):
+            found.append(rows % size)
+            rows = rows // size
+        return tuple(reversed(found))
 
     def fill(self, rows: Tensor, tile: Tensor) -> Tensor:
         return tile.copy_(self.logits[..., : self.vocab][self._at(rows)])
@@ -82,41 +104,51 @@ class Head:
             x if x is None or x.dtype == dtype else torch.empty_like(x, dtype=dtype) for x in rest
         )
         self.first = True
+        given = self.weight.dtype
+        as_given = given == self.hidden.dtype and multiplies_halves(self.weight.device)
+        # A gradient in fp16 might be too small a number: it is scaled only later.
+        self.logit_operands = given if as_given and given.itemsize == 2 else dtype
+        self.gradient_dtype = given if as_given and given is torch.bfloat16 else dtype
 
     def fill(self, rows: Tensor, tile: Tensor) -> Tensor:
-        hidden = self.hidden[rows].to(self.dtype)
+        hidden = self.hidden[rows].to(self.logit_operands)
         alpha = self.scale / (self.softcap or 1.0)
-        for part, weight in self._weight():
-            columns = tile[:, part]
-            added, beta = (columns, 0.0) if self.bias is None else (self.bias[part], alpha)
-            torch.addmm(added, hidden, weight.t(), beta=beta, alpha=alpha, out=columns)
+        for part, weight in self._weight(self.logit_operands):
+            added, beta = (None, 0.0) if self.bias is None else (self.bias[part], alpha)
+            multiply(tile[:, part], hidden, weight.t(), alpha, beta, added)
         if self.softcap is not None:
             tile.tanh_().mul_(self.softcap)
         return tile
 
     def backward(self, rows: Tensor, tile: Tensor, negligible: Tensor | None) -> None:
-        """From the gradient of the logits before the softcap. Tokens whose entries are all within
-        +-`negligible` are left out of the products, if they are most."""
+        """From the gradient of the logits before the softcap, in `gradient_dtype`. Tokens whose
+        entries are all within +-`negligible` are left out of the products, if they are most."""
         kept = None if negligible is None else self._kept(tile, negligible)
         beta = 0.0 if self.first else 1.0  # what the sums over chunks are worth so far
         if self.dhidden is not None:
-            dhidden = tile.new_zeros(len(rows), self.hidden.shape[-1])
-            for part, weight in self._weight(kept):
-                dhidden.addmm_(tile[:, part], weight, alpha=self.scale)
+            dhidden = tile.new_zeros(len(rows), self.hidden.shape[-1], dtype=self.dtype)
+            for part, weight in self._weight(self.gradient_dtype, kept):
+                multiply(dhidden, tile[:, part], weight, self.scale, 1.0)
             flat = self.dhidden.view(-1, dhidden.shape[-1])
             flat.index_copy_(0, rows, dhidden.to(flat.dtype))
         if self.dweight is not None:
-            dweight, hidden = self.dweight[: tile.shape[1]], self.hidden[rows].to(self.dtype)
+            dweight, hidden = self.dweight[: tile.shape[1]], self.hidden[rows].to(tile.dtype)
             if kept is None:
-                dweight.addmm_(tile.t(), hidden, beta=beta, alpha=self.scale)
+                multiply(dweight, tile.t(), hidden, self.scale, beta)
             else:
                 if self.first:
                     dweight.zero_()
-                for part in kept.split(self._step()):
-                    dweight[part] += self.scale * (tile[:, part].t() @ hidden)
+                for part in kept.split(self._step(self.dtype)):
+                    among = dweight[part]
+                    multiply(among, tile[:, part].t(), hidden, self.scale, 1.0)
+                    dweight[part] = among
         if self.dbias is not None:
-            ones = tile.new_ones(len(rows))
-            self.dbias[: tile.shape[1]].addmv_(tile.t(), ones, beta=beta, alpha=self.scale)
+            dbias = self.dbias[: tile.shape[1]]
+            if tile.dtype == dbias.dtype:
+                dbias.addmv_(tile.t(), tile.new_ones(len(rows)), beta=beta, alpha=self.scale)
+            else:
+                summed = self.scale * tile.sum(0, dtype=dbias.dtype)
+                dbias.copy_(summed if self.first else dbias + summed)
         self.first = False
 
     def finish(self, rows: Tensor) -> None:
@@ -137,21 +169,23 @@ class Head:
         kept = (~left_out).nonzero().squeeze(-1)
         return kept if len(kept) <= FEW * len(left_out) else None
 
-    def _step(self) -> int:
-        return max(1, CONVERTED_BYTES // (self.weight.shape[1] * self.dtype.itemsize))
+    def _step(self, dtype: torch.dtype) -> int:
+        return max(1, CONVERTED_BYTES // (self.weight.shape[1] * dtype.itemsize))
 
-    def _weight(self, kept: Tensor | None = None) -> Iterator[tuple[slice | Tensor, Tensor]]:
-        """Which of its rows, all or those `kept`, and these in the tiles' precision; what must be
-        gathered or converted for that, part by part."""
+    def _weight(
+        self, dtype: torch.dtype, kept: Tensor | None = None
+    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """Which of its rows, all or those `kept`, and these in `dtype`; what must be gathered or
+        converted for that, part by part."""
+        vocab, step = len(self.weight), self._step(dtype)
         if kept is not None:
-            for part in kept.split(self._step()):
-                yield part, self.weight[part].to(self.dtype)
+            for part in kept.split(step):
+                yield part, self.weight[part].to(dtype)
             return
-        vocab, step = len(self.weight), self._step()
-        if self.weight.dtype == self.dtype:
+        if self.weight.dtype == dtype:
             yield slice(0, vocab), self.weight
             return
-        converted = self.weight.new_empty(min(step, vocab), self.weight.shape[1], dtype=self.dtype)
+        converted = self.weight.new_empty(min(step, vocab), self.weight.shape[1], dtype=dtype)
         for begin in range(0, vocab, step):
             weight = self.weight[begin : begin + step]
             yield slice(begin, begin + len(weight)), converted[: len(weight)].copy_(weight)

@@ -181,22 +181,28 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     x = _addressed(logits)
     plan = plans.choose("topk", plans.capability_of(device), vocab, x)
     programs = min(count, plans.programs_on(device))
-    candidates = 2 * max(32, plans.power_of_two(k))
+    constants = candidates_of(k)
+    room_of = (programs, constants["CANDIDATES"])
     topk.kernel[(programs,)](
         **_rows("logits", x),
         **vars(found),
-        candidate_keys=room((programs, candidates), torch.int32),
-        candidate_ids=room((programs, candidates), torch.int32),
+        candidate_keys=room(room_of, torch.int32),
+        candidate_ids=room(room_of, torch.int32),
         n=count,
         k=k,
         vocab=vocab,
         inv_temperature=1 / temperature,
-        CANDIDATES=candidates,
-        TOGETHER=max(2, min(32, 4096 // candidates)),
+        **constants,
         **plan._asdict(),
         **OPTIONS,
     )
     return found
+
+
+def candidates_of(k: int) -> dict[str, int]:
+    """Of the selection's kernel: how many entries it ranks, and against how many at a time."""
+    candidates = 2 * max(32, plans.power_of_two(k))
+    return {"CANDIDATES": candidates, "TOGETHER": max(2, min(32, 4096 // candidates))}
 
 
 def _fp32(tensor: Tensor | None) -> Tensor | None:

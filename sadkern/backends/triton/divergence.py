@@ -81,9 +81,8 @@ def state_of(s, t, inv_temperature, DIVERGENCE: tl.constexpr, SOFTEN: tl.constex
     cross_t = 0.0
     cross_s = 0.0
     sum_h = 0.0
-    if DIVERGENCE == FORWARD_KL or DIVERGENCE == TVD:
+    if DIVERGENCE == FORWARD_KL or DIVERGENCE == REVERSE_KL or DIVERGENCE == TVD:
         cross_t = tl.sum(times_unless_zero(e_t, x_t - x_s))
-    if DIVERGENCE == REVERSE_KL or DIVERGENCE == TVD:
         cross_s = tl.sum(times_unless_zero(e_s, x_s - x_t))
     if SOFTEN:
         sum_h = tl.sum(tl.exp(s - finite(top_s)))
@@ -128,31 +127,27 @@ def moved(a, top_s, top_t, inv_temperature):
     )  # fmt: skip
 
 
-# The plain KLs are moments of the state. Of the normalisers only the ratio enters: near 1 its
-# logarithm has digits that the difference of two logarithms would lack.
-
-
-@triton.jit
-def forward_kl(a):
-    return a.cross_t / a.sum_t + tl.log(a.sum_s / a.sum_t)
-
-
-@triton.jit
-def reverse_kl(a):
-    return a.cross_s / a.sum_s - tl.log(a.sum_s / a.sum_t)
-
-
-@triton.jit
-def teacher_entropy(a):
-    return tl.log(a.sum_t) - a.ent_t / a.sum_t
-
-
 @triton.jit
 def log_ratio_of_sums(a):
     """log(sum_s / sum_t). Between near distributions the mean gaps under p and under q bracket it,
     and their midpoint, off by the third power of the gaps only, is free of the sums' rounding."""
     above, below = a.cross_s / a.sum_s, -a.cross_t / a.sum_t
     return tl.where(above - below < 1e-5, (above + below) / 2, tl.log(a.sum_s / a.sum_t))
+
+
+@triton.jit
+def forward_kl(a):
+    return a.cross_t / a.sum_t + log_ratio_of_sums(a)
+
+
+@triton.jit
+def reverse_kl(a):
+    return a.cross_s / a.sum_s - log_ratio_of_sums(a)
+
+
+@triton.jit
+def teacher_entropy(a):
+    return tl.log(a.sum_t) - a.ent_t / a.sum_t
 
 
 @triton.jit

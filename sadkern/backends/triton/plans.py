@@ -44,12 +44,18 @@ SM_80: Table = {
     ("mixture", True): Choice(2048, 16),
     ("mixture", False): Choice(1024, 8, 3),
     ("span_kl_topk", True): Choice(4096, 16),
-    ("span_kl_topk", False): Choice(2048, 8, 3),
+    ("span_kl_topk", False): Choice(1024, 8, 3),
     ("topk", True): Choice(2048, 8),
     ("topk", False): Choice(2048, 16, 3),
 }
+SM_100: Table = {
+    **SM_80,
+    ("state", True): Choice(4096, 8),
+    ("span_kl_topk", True): Choice(2048, 16),
+    ("span_kl_topk", False): Choice(512, 4, 3),
+}
 # Compute capability -> what serves it and those above, up to the next.
-TABLES: dict[tuple[int, int], Table] = {(8, 0): SM_80}
+TABLES: dict[tuple[int, int], Table] = {(8, 0): SM_80, (10, 0): SM_100}
 OLDEST = min(TABLES)
 
 # Compute capability -> shared memory that a program may take, in bytes.

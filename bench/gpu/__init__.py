@@ -1,0 +1,1 @@
+"""Correctness, speed and memory on an NVIDIA GPU: `python -m bench.gpu`."""

@@ -1,0 +1,290 @@
+"""What bench.gpu times: the shapes, their inputs, and who takes part.
+
+A case is described without a GPU; `contest` makes its inputs on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.common import Run, copying, name_of
+from bench.gpu.problems import BETA, eager, eager_topk
+from sadkern import Projection, backends, span_kl, topk_logprobs
+
+PARTS = ("logits", "projection", "topk-teacher", "topk")
+NEEDS = {"Liger": "liger_kernel", "TRL": "trl"}  # first word of a contestant -> its module
+FLOORS = ("copy", "four GEMMs")  # what nothing undercuts: no contestants, but timed in turns too
+COPIED = {"cuda": 1 << 30, "cpu": 1 << 20}  # bytes
+TILE_BYTES = 256 << 20  # of a projection's two tiles, as sadkern.projection has it
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of one part."""
+
+    part: str
+    rows: int
+    vocab: int
+    divergence: str = "forward_kl"
+    k: int = 0
+    widths: tuple[int, int] = (0, 0)  # D of student and teacher
+    supervised: float = 1.0
+    dtype: torch.dtype = torch.bfloat16
+
+    @property
+    def name(self) -> str:
+        said = f"({self.rows}, {self.vocab})"
+        if self.part != "topk":
+            said = f"{self.divergence} {said}"
+        if self.k:
+            said += f", K = {self.k}"
+        if self.part == "projection":
+            student, teacher = self.widths
+            said += f", D = {student} from {teacher}, {self.supervised:.0%} supervised"
+        return said
+
+    @property
+    def needs(self) -> int:
+        """Bytes of memory for the inputs, sadkern's own call and the copy; peers may need more."""
+        size, logits = self.dtype.itemsize, self.rows * self.vocab
+        likely = 8 * self.rows * self.k
+        if self.part == "projection":
+            student, teacher = self.widths
+            inputs = (self.rows + self.vocab) * (student + teacher) * size
+            gradients = (self.rows + self.vocab) * student * size + 4 * self.vocab * student
+            own = inputs + gradients + TILE_BYTES
+        elif self.part == "topk":
+            own = logits * size + likely
+        else:
+            own = 3 * logits * size + likely
+        return own + 2 * COPIED["cuda"]
+
+    def shape(self) -> dict[str, object]:
+        """Of the results."""
+        return {**vars(self), "widths": list(self.widths), "dtype": name_of(self.dtype)}
+
+
+SHAPES = ((8192, 32000), (2048, 128256))  # N, V: 0.5 GB of bf16 logits
+CASES = (
+    *(Case("logits", *shape, name) for shape in SHAPES for name in ("forward_kl", "jsd")),
+    Case("projection", 8192, 32000, widths=(4096, 5120), supervised=0.4),
+    Case("projection", 8192, 128256, widths=(4096, 4096), supervised=0.4),
+    *(Case("topk-teacher", *shape, k=k) for shape in SHAPES for k in (64, 256)),
+    *(Case("topk", *shape, k=k) for shape in SHAPES for k in (32, 256)),
+)
+
+
+class Contest(NamedTuple):
+    """A case's inputs and, by name, what makes each contestant ready: that may fail."""
+
+    leaves: list[Tensor]  # that gather gradients
+    makers: dict[str, Callable[[], Run]]
+    logits: list[Tensor]  # that sadkern's kernel reads, and one like their gradient
+
+    def reset(self) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
+
+
+def contestants(part: str) -> list[str]:
+    """Names, without the floors; those that are not installed included."""
+    return {
+        "logits": ["sadkern", "eager", "torch.compile", "Liger"],
+        "projection": [
+            *("sadkern", "eager", "eager, rows", "torch.compile, rows", "Liger, rows", "TRL, rows"),
+        ],
+        "topk-teacher": ["sadkern", "eager", "torch.compile"],
+        "topk": ["sadkern", "torch.topk + logsumexp", "torch.compile"],
+    }[part]
+
+
+def missing(name: str) -> str | None:
+    """The module that a contestant needs, if it is not there."""
+    module = NEEDS.get(name.partition(",")[0])
+    return module if module and find_spec(module) is None else None
+
+
+def sweeps(case: Case, tiles: int) -> int:
+    """How often a kernel reads its rows: once where `tiles` of them are kept on chip."""
+    if tiles:
+        return 1
+    return 2 if case.part != "logits" or case.divergence in ("forward_kl", "reverse_kl") else 3
+
+
+def bytes_moved(case: Case, tiles: int) -> int:
+    """That a kernel must move: logits in each sweep, the gradient once, a top-k's few numbers."""
+    sides = 2 if case.part == "logits" else 1
+    written = 0 if case.part == "topk" else 1
+    wide = case.rows * case.vocab * case.dtype.itemsize
+    return wide * (sides * sweeps(case, tiles) + written) + 8 * case.rows * case.k
+
+
+def tiles_of(case: Case, logits: list[Tensor]) -> int | None:
+    """Of Triton's kernel for such rows, 0 where none are kept; None where it does not serve."""
+    device = logits[0].device
+    try:
+        backends.choose("triton", case.dtype, device)
+    except (RuntimeError, ValueError):
+        return None
+    from sadkern.backends.triton import plans
+
+    kernel = {"topk-teacher": "span_kl_topk", "topk": "topk"}.get(case.part, "mixture")
+    if case.part == "logits" and case.divergence in ("forward_kl", "reverse_kl"):
+        kernel = "state"
+    return plans.choose(kernel, plans.capability_of(device), case.vocab, *logits).TILES
+
+
+def contest(case: Case, device: torch.device) -> Contest:
+    """On `device`, with the copy among the contestants."""
+    made = {
+        "logits": _logits,
+        "projection": _projection,
+        "topk-teacher": _topk_teacher,
+        "topk": _topk,
+    }[case.part](case, torch.Generator(device).manual_seed(0))
+    size = COPIED[device.type]
+    made.makers["copy"] = lambda: copying(torch.empty(size, dtype=torch.uint8, device=device))
+    return made
+
+
+# Contests.
+
+
+def _normal(case: Case, generator: torch.Generator, *sizes: int, scale: float = 2.0) -> Tensor:
+    made = torch.empty(sizes, dtype=case.dtype, device=generator.device)
+    return made.normal_(0, scale, generator=generator)
+
+
+def _logits(case: Case, generator: torch.Generator) -> Contest:
+    student, teacher = (_normal(case, generator, case.rows, case.vocab) for _ in range(2))
+    student.requires_grad_()
+    ids = 1 + torch.arange(case.rows, device=student.device) % 2
+    name = case.divergence
+
+    def liger() -> Run:
+        from liger_kernel.transformers import LigerJSD, LigerKLDIVLoss
+
+        kl = LigerKLDIVLoss(reduction="batchmean", log_target=True)
+        loss = kl if name == "forward_kl" else LigerJSD(beta=BETA)
+        return lambda: loss(student.log_softmax(-1), teacher.log_softmax(-1)).backward()
+
+    def compiled() -> Run:
+        fast = torch.compile(eager, dynamic=False)
+        return lambda: fast(student, teacher, name).backward()
+
+    def ours() -> None:
+        options = {"divergence": name, "beta": BETA, "reduction": "token_mean"}
+        span_kl(student, teacher, ids, **options).loss.backward()  # type: ignore[arg-type]
+
+    makers: dict[str, Callable[[], Run]] = {
+        "sadkern": lambda: ours,
+        "eager": lambda: lambda: eager(student, teacher, name).backward(),
+        "torch.compile": compiled,
+        "Liger": liger,
+    }
+    return Contest([student], makers, [student, teacher, student])
+
+
+def _projection(case: Case, generator: torch.Generator) -> Contest:
+    wide_s, wide_t = case.widths
+    hidden = _normal(case, generator, case.rows, wide_s, scale=1.0).requires_grad_()
+    weight = _normal(case, generator, case.vocab, wide_s, scale=2 / wide_s**0.5).requires_grad_()
+    hidden_t = _normal(case, generator, case.rows, wide_t, scale=1.0)
+    weight_t = _normal(case, generator, case.vocab, wide_t, scale=2 / wide_t**0.5)
+    device = hidden.device
+    chosen = torch.randperm(case.rows, generator=generator, device=device)
+    rows = chosen[: round(case.supervised * case.rows)].sort().values
+    ids = torch.zeros(case.rows, dtype=torch.int64, device=device)
+    ids[rows] = 1 + torch.arange(len(rows), device=device) % 2
+
+    def ours() -> None:
+        sides = Projection(hidden, weight), Projection(hidden_t, weight_t)
+        span_kl(*sides, ids, rows=rows, reduction="token_mean").loss.backward()
+
+    def all_rows() -> None:
+        lq, lp = (hidden @ weight.t()).log_softmax(-1), (hidden_t @ weight_t.t()).log_softmax(-1)
+        kl = F.kl_div(lq, lp, reduction="none", log_target=True).sum(-1)
+        ((kl * (ids != 0)).sum() / len(rows)).backward()
+
+    def of_rows(x: Tensor, w: Tensor, x_t: Tensor, w_t: Tensor) -> Tensor:
+        return eager(x @ w.t(), x_t @ w_t.t(), "forward_kl")
+
+    def on_rows(loss: Callable[..., Tensor]) -> Run:
+        return lambda: loss(hidden[rows], weight, hidden_t[rows], weight_t).backward()
+
+    def liger() -> Run:
+        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+        loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0)
+        labels = torch.zeros_like(rows)
+        return on_rows(lambda *x: loss(*x, labels))
+
+    def trl() -> Run:
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction as Chunked
+
+        return on_rows(lambda x, w, *of: Chunked.apply(x, w, None, *of, None, 0.0)[0].mean())
+
+    def products() -> Run:
+        x, w, x_t = hidden.detach()[rows], weight.detach(), hidden_t[rows]
+        student, teacher = (x.new_zeros(len(rows), case.vocab) for _ in range(2))
+        dhidden, dweight = torch.zeros_like(x), torch.zeros_like(w)
+
+        def run() -> None:
+            torch.mm(x, w.t(), out=student)
+            torch.mm(x_t, weight_t.t(), out=teacher)
+            torch.mm(student, w, out=dhidden)
+            torch.mm(student.t(), x, out=dweight)
+
+        return run
+
+    makers: dict[str, Callable[[], Run]] = {
+        "sadkern": lambda: ours,
+        "eager": lambda: all_rows,
+        "eager, rows": lambda: on_rows(of_rows),
+        "torch.compile, rows": lambda: on_rows(torch.compile(of_rows, dynamic=False)),
+        "Liger, rows": liger,
+        "TRL, rows": trl,
+        "four GEMMs": products,
+    }
+    return Contest([hidden, weight], makers, [])
+
+
+def _topk_teacher(case: Case, generator: torch.Generator) -> Contest:
+    teacher = topk_logprobs(_normal(case, generator, case.rows, case.vocab), case.k)
+    student = _normal(case, generator, case.rows, case.vocab).requires_grad_()
+    ids = 1 + torch.arange(case.rows, device=student.device) % 2
+
+    def ours() -> None:
+        span_kl(student, teacher, ids, reduction="token_mean").loss.backward()
+
+    def compiled() -> Run:
+        fast = torch.compile(eager_topk, dynamic=False)
+        return lambda: fast(student, teacher).backward()
+
+    makers: dict[str, Callable[[], Run]] = {
+        "sadkern": lambda: ours,
+        "eager": lambda: lambda: eager_topk(student, teacher).backward(),
+        "torch.compile": compiled,
+    }
+    return Contest([student], makers, [student, student])
+
+
+def _topk(case: Case, generator: torch.Generator) -> Contest:
+    x = _normal(case, generator, case.rows, case.vocab)
+
+    def plain() -> object:
+        return torch.topk(x, case.k, -1), torch.logsumexp(x, -1)
+
+    makers: dict[str, Callable[[], Run]] = {
+        "sadkern": lambda: lambda: topk_logprobs(x, case.k),
+        "torch.topk + logsumexp": lambda: plain,
+        "torch.compile": lambda: torch.compile(plain, dynamic=False),
+    }
+    return Contest([], makers, [x])

@@ -1,0 +1,69 @@
+"""The Triton kernels, compiled ahead of time for chips that this machine need not have."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+DIVERGENCES = {"forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"}
+# What a program may take on each, in KiB.
+SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227}
+
+
+def compiled(*chips: str) -> list[dict]:
+    # In a process of its own: in this one kernels are interpreted.
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.aot", "--json", "--chips", *chips],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check(table: list[dict], *chips: str) -> None:
+    assert {row["chip"] for row in table} == set(chips)
+    for row in table:
+        assert row["stack"] == 0, row
+        assert row["shared"] <= SHARED[row["chip"]] << 10, row
+        assert 0 < row["registers"] <= 255
+    for chip in chips:
+        rows = [row for row in table if row["chip"] == chip]
+        assert {row["kernel"] for row in rows} == {"span_kl", "span_kl_topk", "topk"}
+        for kernel in ("span_kl", "span_kl_topk"):
+            ways = {(row["divergence"], row["rows"].split(",")[0]) for row in rows
+                    if row["kernel"] == kernel}  # fmt: skip
+            assert ways == {(name, way) for name in DIVERGENCES for way in ("kept", "swept")}
+        assert {row["tail"] for row in rows} == {None, "bucket", "renormalize", "none"}
+        assert {row["logits"] for row in rows} == {"fp32", "bf16", "fp16", "fp32, gradient bf16"}
+
+
+def test_no_kernel_spills_on_sm_86_and_sm_90():
+    check(compiled("86", "90"), "sm_86", "sm_90")
+
+
+@pytest.mark.slow
+def test_no_kernel_spills_on_the_other_chips():
+    check(compiled("80", "89", "100"), "sm_80", "sm_89", "sm_100")
+
+
+def test_a_kernel_that_would_not_do_is_named():
+    script = """
+from bench import aot
+from sadkern.backends.triton import plans
+# A row of 32768 in the registers of 128 threads: it cannot be.
+plans.TABLES[(8, 0)]["state", True] = plans.Choice(4096, 4)
+aot.cases = lambda chip, cases=aot.cases: list(cases(chip))[:1]
+raise SystemExit(aot.main(["--chips", "86", "--check"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "1 kernels, 1 refused" in done.stderr
+    assert "spills" in done.stderr
+    assert "'divergence': 'forward_kl'" in done.stderr

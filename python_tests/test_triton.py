@@ -1,0 +1,317 @@
+"""The Triton kernels against float64, every way they go about rows, under Triton's interpreter."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from precision import (
+    CASES,
+    DIVERGENCES,
+    HALVES,
+    assert_as_precise_as_torch,
+    logits,
+    ours,
+    plain,
+)
+from test_buckets import PAIRS, likely
+from test_topk import check_selection
+
+from sadkern import TopK, span_kl, topk_logprobs
+from sadkern.backends import triton as backend
+from sadkern.backends.triton import plans
+
+FP32, BF16, FP16 = torch.float32, *HALVES
+# (V, dtype, most bytes of a row that are kept), in tiles of 128 entries, so that there are several,
+# whole ones and ragged ones. An odd V cannot be packed.
+WAYS = {
+    "kept, packed, bf16": (300, BF16, 1 << 20),
+    "kept, packed, fp16": (260, FP16, 1 << 20),
+    "kept, bf16": (257, BF16, 1 << 20),
+    "kept, fp32": (37, FP32, 1 << 20),
+    "swept, bf16": (256, BF16, 0),
+    "swept, fp16": (133, FP16, 0),
+    "swept, fp32": (301, FP32, 0),
+}
+
+
+@pytest.fixture(params=WAYS)
+def way(request, monkeypatch):
+    """V and a dtype, in each way."""
+    vocab, dtype, kept = WAYS[request.param]
+    small = {key: choice._replace(tile=128) for key, choice in plans.SM_80.items()}
+    monkeypatch.setitem(plans.TABLES, plans.OLDEST, small)
+    monkeypatch.setattr(plans, "ON_CHIP", dict.fromkeys(plans.ON_CHIP, kept))
+    return vocab, dtype
+
+
+def test_ways_are_what_they_say(way, request):
+    vocab, dtype = way
+    name = request.node.callspec.params["way"]
+    plan = plans.choose("state", plans.OLDEST, vocab, torch.empty(2, vocab, dtype=dtype))
+    tiles = -(-vocab // 128) if name.startswith("kept") else 0
+    assert plan[:2] == (128, tiles)
+    assert plan.PACKED is ("packed" in name)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_precision_of_logits(name, case, way):
+    # About 1e4 each error is a few roundings: the largest of many rows are compared, of short ones.
+    vocab, dtype = (37, way[1]) if case == "huge" else way
+    s, t = logits(case, vocab, dtype, rows=32 if case == "huge" else 3)
+    got = ours(s, t, *DIVERGENCES[name], "triton")
+    exact = ours(s.double(), t.double(), *DIVERGENCES[name], "reference")
+    torchs = plain(s, t, *DIVERGENCES[name])
+    assert_as_precise_as_torch(got[0], exact[0], torchs[0], torch.float32)
+    if name == "tvd" and case == "huge":
+        return  # p = q = 1/2 up to rounding: at its kink
+    assert_as_precise_as_torch(got[1], exact[1], torchs[1], s.dtype)
+
+
+@pytest.mark.parametrize("case", ["near", "banned", "opposed"])
+@pytest.mark.parametrize(("name", "tail"), PAIRS)
+def test_precision_of_buckets(name, tail, case, way):
+    s, t = logits(case, *way, rows=2)
+    teacher = likely(t, 17)
+    got = ours(s, teacher, *DIVERGENCES[name], "triton", tail=tail)
+    exact = ours(s.double(), teacher, *DIVERGENCES[name], "reference", tail=tail)
+    torchs = ours(s, teacher, *DIVERGENCES[name], "reference", tail=tail)
+    assert_as_precise_as_torch(got[0], exact[0], torchs[0], torch.float32)
+    finite = exact[0].isfinite()
+    assert_as_precise_as_torch(*(x[1][finite] for x in (got, exact, torchs)), s.dtype)
+
+
+@pytest.mark.parametrize("case", ["random", "near", "huge", "far", "banned", "saturated"])
+def test_selection_and_its_sums(case, way):
+    vocab, dtype = way
+    x, _ = logits(case, vocab, dtype, rows=2)
+    for k in (1, min(vocab, 100)):
+        check_selection(x, k, topk_logprobs(x, k, backend="triton"))
+
+
+@pytest.mark.parametrize("k", [3, 64])
+def test_more_that_reach_the_bound_than_are_ranked(k, way):
+    """Ties, and rows whose largest stand in the same places of all tiles: found by bisection."""
+    vocab, dtype = way
+    columns = torch.arange(vocab)
+    x = torch.stack([
+        torch.zeros(vocab),
+        torch.full((vocab,), -torch.inf).masked_fill(columns == vocab - 1, 1.0),
+        torch.where(columns % 128 < 3, 5.0 + columns / 999, columns / 999),
+        -(columns % 7) / 1.0,
+    ]).to(dtype)  # fmt: skip
+    k = min(k, vocab)
+    ids = torch.sort(x, dim=-1, descending=True, stable=True).indices[:, :k]
+    found = topk_logprobs(x, k, backend="triton")
+    assert torch.equal(found.ids.long(), ids)
+    p = x.double().softmax(-1)
+    torch.testing.assert_close(
+        found.tail_mass.double(), p.scatter(-1, ids, 0.0).sum(-1), rtol=1e-5, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("teacher", ["logits", "topk"])
+def test_labels_temperature_weights_and_padding(teacher, inplace, way):
+    """And rows that are not supervised, whose logits are not to be read."""
+    vocab, dtype = way
+    s, t = logits("random", vocab, dtype, rows=12)
+    wide = torch.nn.functional.pad(s, (0, 13), value=3.0)
+    ids = torch.tensor([[1, 2, 0, 1], [0, 2, 2, 1], [1, 0, 1, 2]])
+    labels = torch.randint(0, vocab, (3, 4))
+    labels[0, 0] = -100
+    wide[ids.view(-1) == 0] = torch.nan
+    if teacher == "topk":
+        t, wide = likely(t, 9), wide[:, :vocab]
+        t = TopK(t.ids.view(3, 4, 9), t.logprobs.view(3, 4, 9), t.tail_mass.view(3, 4))
+    else:
+        t = t.view(3, 4, vocab)
+    options = {
+        "divergence": "reverse_kl", "temperature": 1.7, "labels": labels, "ce_weight": 0.6,
+        "token_weights": torch.rand(3, 4),
+    }  # fmt: skip
+    results = []
+    for name, wanted in (("triton", dtype), ("reference", torch.float64)):
+        leaf = wide.to(wanted).view(3, 4, -1).requires_grad_()
+        other = t.to(wanted) if isinstance(t, torch.Tensor) else t
+        out = span_kl(
+            leaf * 1.0, other, ids, backend=name, inplace=inplace and name == "triton", **options
+        )
+        out.loss.backward()
+        results.append((out, leaf.grad))
+    (got, gradient), (exact, exact_gradient) = results
+    for field in (
+        "loss", "span_loss", "per_token", "cross_entropy", "teacher_entropy", "tail_mass",
+    ):  # fmt: skip
+        torch.testing.assert_close(
+            getattr(got, field).double(), getattr(exact, field), rtol=2e-6, atol=2e-6
+        )
+    assert torch.equal(got.agreement, exact.agreement)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=eps + 1e-5, atol=1e-7)
+    assert not gradient[ids == 0].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "layout", ["sliced", "transposed", "odd offset", "odd rows", "entries", "4d"]
+)
+def test_any_layout_gives_the_same(layout, dtype):
+    s, t = (x.view(2, 2, 3, 64) for x in logits("random", 64, dtype, rows=12))
+    views = {
+        "sliced": lambda x: torch.cat([x, x], 2)[:, :, :3],
+        "transposed": lambda x: x.transpose(0, 2).contiguous().transpose(0, 2),
+        "odd offset": lambda x: torch.nn.functional.pad(x, (1, 1))[..., 1:-1],
+        "odd rows": lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1],
+        "entries": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        "4d": lambda x: torch.cat([torch.cat([x, x], 2)[:, :, :3]] * 2, 1)[:, :2],
+    }
+    ids = torch.tensor([1, 2, 0] * 4).view(2, 2, 3)
+    teacher = topk_logprobs(t, 5, backend="triton")
+    for side in (t, teacher):
+        plain_leaf = s.clone().requires_grad_()
+        span_kl(plain_leaf, side, ids, backend="triton").loss.backward()
+        for inplace in (False, True):
+            leaf = s.clone().requires_grad_()
+            other = views[layout](side) if isinstance(side, torch.Tensor) else side
+            span_kl(
+                views[layout](leaf) * 1, other, ids, backend="triton", inplace=inplace
+            ).loss.backward()
+            assert torch.equal(leaf.grad, plain_leaf.grad)
+    moved = topk_logprobs(views[layout](t), 5, backend="triton")
+    for got, expected in zip(vars(moved).values(), vars(teacher).values(), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_rows_beyond_two_to_the_31st_entry():
+    """Rows 2^31 + 5 entries apart: only their addresses are that large."""
+    stride, vocab = 2**31 + 5, 8
+    s, t = logits("random", vocab, torch.bfloat16, rows=3)
+    # Memory that is there when it is touched: three pages.
+    backing = torch.UntypedStorage._new_shared(2 * (2 * stride + vocab))
+    far = torch.empty(0, dtype=torch.bfloat16).set_(backing, 0, (3, vocab), (stride, 1))
+    far.copy_(s)
+    ids = torch.tensor([1, 2, 1])
+    expected, found = s.clone(), topk_logprobs(t, 3, backend="triton")
+    out = span_kl(expected, t, ids, inplace=True, backend="triton")
+    assert torch.equal(span_kl(far, t, ids, inplace=True, backend="triton").loss, out.loss)
+    assert torch.equal(far, expected)
+    far.copy_(t)
+    assert torch.equal(topk_logprobs(far, 3, backend="triton").ids, found.ids)
+
+
+@pytest.mark.parametrize("vocab", [50257, 151936])
+@pytest.mark.parametrize("name", ["forward_kl", "jsd"])
+def test_precision_of_real_vocabularies(name, vocab):
+    for case in ("random", "near"):
+        s, t = logits(case, vocab, torch.bfloat16, rows=1)
+        got = ours(s, t, *DIVERGENCES[name], "triton")
+        exact = ours(s.double(), t.double(), *DIVERGENCES[name], "reference")
+        torchs = plain(s, t, *DIVERGENCES[name])
+        assert_as_precise_as_torch(got[0], exact[0], torchs[0], torch.float32)
+        assert_as_precise_as_torch(got[1], exact[1], torchs[1], torch.bfloat16)
+        check_selection(s, 64, topk_logprobs(s, 64, backend="triton"))
+
+
+def test_merging_states_is_associative_and_has_an_identity():
+    """As of the compiled core's: the state of a whole is the merge of its parts'."""
+    of = backend.span_kl.of
+    generator = torch.Generator().manual_seed(3)
+    s, t = (30 * torch.randn(90, generator=generator, dtype=torch.float64) for _ in range(2))
+    s[:5], t[40:45] = -torch.inf, -torch.inf
+    cuts = [(5, 31), (31, 40), (45, 90)]
+    whole = torch.cat([torch.arange(i, j) for i, j in cuts])
+    fields = merged_states(of, s, t, cuts)
+    expected = state(s[whole], t[whole], 1 / 1.5)
+    for got in fields[:3]:
+        torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6)
+    assert torch.equal(fields[3], fields[4])
+
+
+def state(s, t, inv_temperature):
+    """The fields of `RowState`, by their definitions."""
+    x_s, x_t = (s - s.max()) * inv_temperature, (t - t.max()) * inv_temperature
+    e_s, e_t = x_s.exp(), x_t.exp()
+    parts = [
+        s.max(), e_s.sum(), t.max(), e_t.sum(), torch.where(e_t > 0, e_t * x_t, 0.0).sum(),
+        torch.where(e_t > 0, e_t * (x_t - x_s), 0.0).sum(),
+        torch.where(e_s > 0, e_s * (x_s - x_t), 0.0).sum(), (s - s.max()).exp().sum(),
+        s[t == t.max()].max(),
+    ]  # fmt: skip
+    return torch.stack(parts).float()
+
+
+def merged_states(of, s, t, cuts):
+    """[5, 9]: (ab)c, a(bc), c(ba), a with the empty state, and a."""
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def put(out, state):
+        for i in tl.static_range(9):
+            tl.store(out + i, state[i])
+
+    @triton.jit
+    def kernel(parts, out, merge: tl.constexpr, empty: tl.constexpr):
+        a, b, c = of.RowState(*parts[0]), of.RowState(*parts[1]), of.RowState(*parts[2])
+        put(out, merge(merge(a, b, 1 / 1.5), c, 1 / 1.5))
+        put(out + 9, merge(a, merge(b, c, 1 / 1.5), 1 / 1.5))
+        put(out + 18, merge(c, merge(b, a, 1 / 1.5), 1 / 1.5))
+        put(out + 27, merge(a, empty(), 1 / 1.5))
+        put(out + 36, a)
+
+    parts = [state(s[i:j], t[i:j], 1 / 1.5).tolist() for i, j in cuts]
+    out = torch.empty(5, 9)
+    kernel[(1,)](parts, out, of.merge, of.empty_state)
+    return out
+
+
+def test_wrong_ids_make_their_row_nan_where_nothing_can_be_raised(monkeypatch):
+    """On a device: neither an id twice nor one out of range is looked at by the host."""
+    from sadkern import ops
+    from sadkern.backends import reference
+
+    monkeypatch.setattr(ops, "check_values", lambda *arguments: None)
+    monkeypatch.setattr(reference, "check_distinct", lambda *arguments: None)
+    s, t = logits("random", 300, torch.float32, rows=5)
+    expected = ours(s, likely(t, 4), "forward_kl", 0.0, "triton")
+    wrong = likely(t, 4)
+    wrong.ids[1, 2], wrong.ids[3, 0], wrong.ids[4, 3] = wrong.ids[1, 0], 300, 2**31 - 1
+    value, gradient = ours(s, wrong, "forward_kl", 0.0, "triton")
+    assert value.isnan().tolist() == [False, True, False, True, True]
+    assert gradient.isnan().all(-1).tolist() == [False, True, False, True, True]
+    for got, right in zip((value, gradient), expected, strict=True):
+        assert torch.equal(got[[0, 2]], right[[0, 2]])
+
+
+def test_too_many_tokens_of_a_teacher_are_refused():
+    s, t = logits("random", 1200, torch.float32, rows=2)
+    with pytest.raises(
+        ValueError, match=r"teacher.ids has 1100 tokens a row, expected at most 1024"
+    ):
+        ours(s, likely(t, 1100), "forward_kl", 0.0, "triton")
+
+
+def test_closed_form_of_the_log():
+    """The kernels' own logarithm: all digits near 1, and 0 where it is multiplied by 0."""
+    import triton
+    import triton.language as tl
+
+    log = backend.span_kl.of.log
+
+    @triton.jit
+    def kernel(x, out, N: tl.constexpr):
+        at = tl.arange(0, N)
+        tl.store(out + at, log(tl.load(x + at)))
+
+    near = 1 + torch.linspace(-1e-3, 1e-3, 512)
+    x = torch.cat([near, torch.logspace(-37, 37, 512)])
+    out = torch.empty(1024)
+    kernel[(1,)](x, out, 1024)
+    exact = x.double().log()
+    assert ((out.double() - exact).abs() <= 2e-7 * exact.abs() + 1e-12).all()
+    zero = torch.zeros(1)
+    kernel[(1,)](zero, out, 1)
+    assert math.isfinite(out[0])
