@@ -20,6 +20,10 @@ slow: $(INSTALLED)  ## the slow tests: a real 135M model, the demonstration at f
 bench: $(INSTALLED)  ## speed and memory beside PyTorch, TRL and Liger, in one run, as ratios
 	$(BIN)/python -m pytest bench/bench_*.py --benchmark-enable --benchmark-columns=median,iqr,rounds -q
 
+gpu: $(INSTALLED)  ## on a machine with an NVIDIA GPU: is all right there, how fast is it
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[triton,bench,peers]'
+	$(BIN)/python -m bench.gpu
+
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -36,4 +40,4 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,test,lint]'
 	touch $@
 
-.PHONY: help demo test slow bench lint clean
+.PHONY: help demo test slow bench gpu lint clean

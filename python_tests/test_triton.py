@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from precision import (
     CASES,
     DIVERGENCES,
@@ -19,7 +21,7 @@ from test_buckets import PAIRS, likely
 from test_topk import check_selection
 
 from sadkern import TopK, span_kl, topk_logprobs
-from sadkern.backends import triton as backend
+from sadkern.backends.triton import divergence as of
 from sadkern.backends.triton import plans
 
 FP32, BF16, FP16 = torch.float32, *HALVES
@@ -73,7 +75,7 @@ def test_precision_of_logits(name, case, way):
 @pytest.mark.parametrize("case", ["near", "banned", "opposed"])
 @pytest.mark.parametrize(("name", "tail"), PAIRS)
 def test_precision_of_buckets(name, tail, case, way):
-    s, t = logits(case, *way, rows=2)
+    s, t = logits(case, *way, rows=6)
     teacher = likely(t, 17)
     got = ours(s, teacher, *DIVERGENCES[name], "triton", tail=tail)
     exact = ours(s.double(), teacher, *DIVERGENCES[name], "reference", tail=tail)
@@ -86,7 +88,7 @@ def test_precision_of_buckets(name, tail, case, way):
 @pytest.mark.parametrize("case", ["random", "near", "huge", "far", "banned", "saturated"])
 def test_selection_and_its_sums(case, way):
     vocab, dtype = way
-    x, _ = logits(case, vocab, dtype, rows=2)
+    x, _ = logits(case, vocab, dtype, rows=8)
     for k in (1, min(vocab, 100)):
         check_selection(x, k, topk_logprobs(x, k, backend="triton"))
 
@@ -217,13 +219,12 @@ def test_precision_of_real_vocabularies(name, vocab):
 
 def test_merging_states_is_associative_and_has_an_identity():
     """As of the compiled core's: the state of a whole is the merge of its parts'."""
-    of = backend.span_kl.of
     generator = torch.Generator().manual_seed(3)
     s, t = (30 * torch.randn(90, generator=generator, dtype=torch.float64) for _ in range(2))
     s[:5], t[40:45] = -torch.inf, -torch.inf
     cuts = [(5, 31), (31, 40), (45, 90)]
     whole = torch.cat([torch.arange(i, j) for i, j in cuts])
-    fields = merged_states(of, s, t, cuts)
+    fields = merged_states(s, t, cuts)
     expected = state(s[whole], t[whole], 1 / 1.5)
     for got in fields[:3]:
         torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6)
@@ -234,37 +235,54 @@ def state(s, t, inv_temperature):
     """The fields of `RowState`, by their definitions."""
     x_s, x_t = (s - s.max()) * inv_temperature, (t - t.max()) * inv_temperature
     e_s, e_t = x_s.exp(), x_t.exp()
+    s_of_top_t, t_of_top_s = s[t == t.max()].max(), t[s == s.max()].max()
+    y_s, y_t = (s - s_of_top_t) * inv_temperature, (t - t_of_top_s) * inv_temperature
     parts = [
         s.max(), e_s.sum(), t.max(), e_t.sum(), torch.where(e_t > 0, e_t * x_t, 0.0).sum(),
-        torch.where(e_t > 0, e_t * (x_t - x_s), 0.0).sum(),
-        torch.where(e_s > 0, e_s * (x_s - x_t), 0.0).sum(), (s - s.max()).exp().sum(),
-        s[t == t.max()].max(),
+        torch.where(e_t > 0, e_t * (x_t - y_s), 0.0).sum(),
+        torch.where(e_s > 0, e_s * (x_s - y_t), 0.0).sum(), (s - s.max()).exp().sum(),
+        s_of_top_t, t_of_top_s,
     ]  # fmt: skip
     return torch.stack(parts).float()
 
 
-def merged_states(of, s, t, cuts):
-    """[5, 9]: (ab)c, a(bc), c(ba), a with the empty state, and a."""
-    import triton
-    import triton.language as tl
+@triton.jit
+def get(parts, i: tl.constexpr):
+    parts += 10 * i
+    return of.RowState(
+        tl.load(parts), tl.load(parts + 1), tl.load(parts + 2), tl.load(parts + 3),
+        tl.load(parts + 4), tl.load(parts + 5), tl.load(parts + 6), tl.load(parts + 7),
+        tl.load(parts + 8), tl.load(parts + 9),
+    )  # fmt: skip
 
-    @triton.jit
-    def put(out, state):
-        for i in tl.static_range(9):
-            tl.store(out + i, state[i])
 
-    @triton.jit
-    def kernel(parts, out, merge: tl.constexpr, empty: tl.constexpr):
-        a, b, c = of.RowState(*parts[0]), of.RowState(*parts[1]), of.RowState(*parts[2])
-        put(out, merge(merge(a, b, 1 / 1.5), c, 1 / 1.5))
-        put(out + 9, merge(a, merge(b, c, 1 / 1.5), 1 / 1.5))
-        put(out + 18, merge(c, merge(b, a, 1 / 1.5), 1 / 1.5))
-        put(out + 27, merge(a, empty(), 1 / 1.5))
-        put(out + 36, a)
+@triton.jit
+def put(out, i: tl.constexpr, state):
+    for field in tl.static_range(10):
+        tl.store(out + 10 * i + field, state[field])
 
+
+@triton.jit
+def merged_kernel(parts, out):
+    a, b, c = get(parts, 0), get(parts, 1), get(parts, 2)
+    put(out, 0, of.merge(of.merge(a, b, 1 / 1.5), c, 1 / 1.5))
+    put(out, 1, of.merge(a, of.merge(b, c, 1 / 1.5), 1 / 1.5))
+    put(out, 2, of.merge(c, of.merge(b, a, 1 / 1.5), 1 / 1.5))
+    put(out, 3, of.merge(a, of.empty_state(), 1 / 1.5))
+    put(out, 4, a)
+
+
+@triton.jit
+def log_kernel(x, out, N: tl.constexpr):
+    at = tl.arange(0, N)
+    tl.store(out + at, of.log(tl.load(x + at)))
+
+
+def merged_states(s, t, cuts):
+    """[5, 10]: (ab)c, a(bc), c(ba), a with the empty state, and a."""
     parts = [state(s[i:j], t[i:j], 1 / 1.5).tolist() for i, j in cuts]
-    out = torch.empty(5, 9)
-    kernel[(1,)](parts, out, of.merge, of.empty_state)
+    out = torch.empty(5, 10)
+    merged_kernel[(1,)](torch.tensor(parts), out)
     return out
 
 
@@ -296,22 +314,12 @@ def test_too_many_tokens_of_a_teacher_are_refused():
 
 def test_closed_form_of_the_log():
     """The kernels' own logarithm: all digits near 1, and 0 where it is multiplied by 0."""
-    import triton
-    import triton.language as tl
-
-    log = backend.span_kl.of.log
-
-    @triton.jit
-    def kernel(x, out, N: tl.constexpr):
-        at = tl.arange(0, N)
-        tl.store(out + at, log(tl.load(x + at)))
-
     near = 1 + torch.linspace(-1e-3, 1e-3, 512)
     x = torch.cat([near, torch.logspace(-37, 37, 512)])
     out = torch.empty(1024)
-    kernel[(1,)](x, out, 1024)
+    log_kernel[(1,)](x, out, 1024)
     exact = x.double().log()
     assert ((out.double() - exact).abs() <= 2e-7 * exact.abs() + 1e-12).all()
     zero = torch.zeros(1)
-    kernel[(1,)](zero, out, 1)
+    log_kernel[(1,)](zero, out, 1)
     assert math.isfinite(out[0])

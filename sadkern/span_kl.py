@@ -130,8 +130,8 @@ def span_kl(
             weights `eps r |scale|` times the sum of the norms of the chunk's hidden states.
         inplace: the gradient is written over the student's logits, which are then gone: their
             version counter says so to autograd.
-        backend: `auto` (the compiled kernels for fp32, bf16 and fp16 on the CPU, else the
-            reference), `native` or `reference`.
+        backend: `auto` (for fp32, bf16 and fp16 the compiled kernels on the CPU, Triton's on an
+            NVIDIA GPU; else the reference), `native`, `triton` or `reference`.
 
     Returns:
         A `SpanLoss`. An empty span contributes 0, and so does an empty batch.

@@ -21,23 +21,26 @@ TVD: tl.constexpr = tl.constexpr("tvd")
 
 
 class RowState(NamedTuple):
-    """What one read of a part of a row leaves behind; moments are centred on its own maxima."""
+    """What one read of a part of a row leaves behind. Moments are centred on its own maxima, those
+    of a difference on both sides' logits of that token which is likeliest on the side that weighs:
+    where it has all of the weight, the difference is then exact."""
 
     top_s: tl.tensor  # max s
     sum_s: tl.tensor  # sum e^x_s
     top_t: tl.tensor  # max t
     sum_t: tl.tensor  # sum e^x_t
     ent_t: tl.tensor  # sum e^x_t x_t
-    cross_t: tl.tensor  # sum e^x_t (x_t - x_s)
-    cross_s: tl.tensor  # sum e^x_s (x_s - x_t)
+    cross_t: tl.tensor  # sum e^x_t (x_t - y_s), y_s of s - s_of_top_t as x_s of s - top_s
+    cross_s: tl.tensor  # sum e^x_s (x_s - y_t), y_t of t - t_of_top_s
     sum_h: tl.tensor  # sum e^(x_s temperature): the student at temperature 1, for hard labels
     s_of_top_t: tl.tensor  # max s among the entries at max t: max s, if both have the same top
+    t_of_top_s: tl.tensor  # max t among the entries at max s
 
 
 @triton.jit
 def empty_state():
     inf = float("inf")
-    return RowState(-inf, 0.0, -inf, 0.0, 0.0, 0.0, 0.0, 0.0, -inf)
+    return RowState(-inf, 0.0, -inf, 0.0, 0.0, 0.0, 0.0, 0.0, -inf, -inf)
 
 
 @triton.jit
@@ -75,6 +78,8 @@ def log(x):
 def state_of(s, t, inv_temperature, DIVERGENCE: tl.constexpr, SOFTEN: tl.constexpr):
     """The state of a tile, in the moments that DIVERGENCE needs."""
     top_s, top_t = tl.max(s), tl.max(t)
+    s_of_top_t = tl.max(tl.where(t == top_t, s, -float("inf")))
+    t_of_top_s = tl.max(tl.where(s == top_s, t, -float("inf")))
     x_s = (s - finite(top_s)) * inv_temperature
     x_t = (t - finite(top_t)) * inv_temperature
     e_s, e_t = tl.exp(x_s), tl.exp(x_t)
@@ -82,14 +87,15 @@ def state_of(s, t, inv_temperature, DIVERGENCE: tl.constexpr, SOFTEN: tl.constex
     cross_s = 0.0
     sum_h = 0.0
     if DIVERGENCE == FORWARD_KL or DIVERGENCE == REVERSE_KL or DIVERGENCE == TVD:
-        cross_t = tl.sum(times_unless_zero(e_t, x_t - x_s))
-        cross_s = tl.sum(times_unless_zero(e_s, x_s - x_t))
+        y_s = (s - finite(s_of_top_t)) * inv_temperature
+        y_t = (t - finite(t_of_top_s)) * inv_temperature
+        cross_t = tl.sum(times_unless_zero(e_t, x_t - y_s))
+        cross_s = tl.sum(times_unless_zero(e_s, x_s - y_t))
     if SOFTEN:
         sum_h = tl.sum(tl.exp(s - finite(top_s)))
-    s_of_top_t = tl.max(tl.where(t == top_t, s, -float("inf")))
     return RowState(
         top_s, tl.sum(e_s), top_t, tl.sum(e_t), tl.sum(times_unless_zero(e_t, x_t)),
-        cross_t, cross_s, sum_h, s_of_top_t,
+        cross_t, cross_s, sum_h, s_of_top_t, t_of_top_s,
     )  # fmt: skip
 
 
@@ -97,52 +103,78 @@ def state_of(s, t, inv_temperature, DIVERGENCE: tl.constexpr, SOFTEN: tl.constex
 def merge(a, b, inv_temperature):
     """Associative and commutative up to rounding; the empty state is its identity."""
     top_s, top_t = tl.maximum(a.top_s, b.top_s), tl.maximum(a.top_t, b.top_t)
-    a = moved(a, top_s, top_t, inv_temperature)
-    b = moved(b, top_s, top_t, inv_temperature)
+    s_of_top_t = tl.maximum(among_tops(a.top_t, top_t, a.s_of_top_t),
+                            among_tops(b.top_t, top_t, b.s_of_top_t))  # fmt: skip
+    t_of_top_s = tl.maximum(among_tops(a.top_s, top_s, a.t_of_top_s),
+                            among_tops(b.top_s, top_s, b.t_of_top_s))  # fmt: skip
+    a = moved(a, top_s, top_t, s_of_top_t, t_of_top_s, inv_temperature)
+    b = moved(b, top_s, top_t, s_of_top_t, t_of_top_s, inv_temperature)
     return RowState(
         top_s, a.sum_s + b.sum_s, top_t, a.sum_t + b.sum_t, a.ent_t + b.ent_t,
-        a.cross_t + b.cross_t, a.cross_s + b.cross_s, a.sum_h + b.sum_h,
-        tl.maximum(a.s_of_top_t, b.s_of_top_t),
+        a.cross_t + b.cross_t, a.cross_s + b.cross_s, a.sum_h + b.sum_h, s_of_top_t, t_of_top_s,
     )  # fmt: skip
 
 
 @triton.jit
-def moved(a, top_s, top_t, inv_temperature):
-    """The state `a` with its moments centred on higher maxima."""
+def among_tops(own, top, other):
+    """`other`, if the part's `own` maximum is the whole's."""
+    return tl.where(own == top, other, -float("inf"))
+
+
+@triton.jit
+def moved(a, top_s, top_t, s_of_top_t, t_of_top_s, inv_temperature):
+    """The state `a` with its moments centred on those of a whole that it is a part of."""
     # Equal maxima are tested for: -inf - -inf is not a number.
     lower_s = tl.where(a.top_s == top_s, 0.0, a.top_s - top_s)
     lower_t = tl.where(a.top_t == top_t, 0.0, a.top_t - top_t)
     shift_s, shift_t = lower_s * inv_temperature, lower_t * inv_temperature
     scale_s, scale_t = tl.exp(shift_s), tl.exp(shift_t)
     sum_s, sum_t = a.sum_s * scale_s, a.sum_t * scale_t
+    other_s = (finite(a.s_of_top_t) - finite(s_of_top_t)) * inv_temperature
+    other_t = (finite(a.t_of_top_s) - finite(t_of_top_s)) * inv_temperature
     # A part without weight on a side has nothing to say about that side's moments, and its shift
     # may be -inf. (Not `> 0`: a NaN must come through.)
     ent_t = tl.where(sum_t == 0, 0.0, (a.ent_t + a.sum_t * shift_t) * scale_t)
-    cross_t = tl.where(sum_t == 0, 0.0, (a.cross_t + a.sum_t * (shift_t - shift_s)) * scale_t)
-    cross_s = tl.where(sum_s == 0, 0.0, (a.cross_s + a.sum_s * (shift_s - shift_t)) * scale_s)
+    cross_t = tl.where(sum_t == 0, 0.0, (a.cross_t + a.sum_t * (shift_t - other_s)) * scale_t)
+    cross_s = tl.where(sum_s == 0, 0.0, (a.cross_s + a.sum_s * (shift_s - other_t)) * scale_s)
     sum_h = tl.where(sum_s == 0, 0.0, a.sum_h * tl.exp(lower_s))
-    s_of_top_t = tl.where(a.top_t == top_t, a.s_of_top_t, -float("inf"))
     return RowState(
-        top_s, sum_s, top_t, sum_t, ent_t, cross_t, cross_s, sum_h, s_of_top_t
+        top_s, sum_s, top_t, sum_t, ent_t, cross_t, cross_s, sum_h, s_of_top_t, t_of_top_s
     )  # fmt: skip
 
 
+# The plain KLs are moments of the state. Of the normalisers only the ratio enters: near 1 its
+# logarithm has digits that the difference of two logarithms would lack.
+
+
 @triton.jit
-def log_ratio_of_sums(a):
+def gap_under_p(a, inv_temperature):
+    """The mean of x_t - x_s under p."""
+    return a.cross_t / a.sum_t + (a.top_s - finite(a.s_of_top_t)) * inv_temperature
+
+
+@triton.jit
+def gap_under_q(a, inv_temperature):
+    """The mean of x_s - x_t under q."""
+    return a.cross_s / a.sum_s + (a.top_t - finite(a.t_of_top_s)) * inv_temperature
+
+
+@triton.jit
+def log_ratio_of_sums(a, inv_temperature):
     """log(sum_s / sum_t). Between near distributions the mean gaps under p and under q bracket it,
     and their midpoint, off by the third power of the gaps only, is free of the sums' rounding."""
-    above, below = a.cross_s / a.sum_s, -a.cross_t / a.sum_t
+    above, below = gap_under_q(a, inv_temperature), -gap_under_p(a, inv_temperature)
     return tl.where(above - below < 1e-5, (above + below) / 2, tl.log(a.sum_s / a.sum_t))
 
 
 @triton.jit
-def forward_kl(a):
-    return a.cross_t / a.sum_t + log_ratio_of_sums(a)
+def forward_kl(a, inv_temperature):
+    return gap_under_p(a, inv_temperature) + log_ratio_of_sums(a, inv_temperature)
 
 
 @triton.jit
-def reverse_kl(a):
-    return a.cross_s / a.sum_s - log_ratio_of_sums(a)
+def reverse_kl(a, inv_temperature):
+    return gap_under_q(a, inv_temperature) - log_ratio_of_sums(a, inv_temperature)
 
 
 @triton.jit

@@ -28,12 +28,13 @@ def terms(s, t, state, log_ratio, mix, inv_temperature, DIVERGENCE: tl.constexpr
 def gradient(s, t, state, centre, log_ratio, mix, inv_temperature, DIVERGENCE: tl.constexpr):
     """Of a tile, with respect to the student's logits over the temperature."""
     if DIVERGENCE == of.FORWARD_KL or DIVERGENCE == of.REVERSE_KL:
-        x_s, x_t = (s - state.top_s) * inv_temperature, (t - state.top_t) * inv_temperature
+        x_s = (s - state.top_s) * inv_temperature
         q = tl.exp(x_s) * (1 / state.sum_s)
         if DIVERGENCE == of.FORWARD_KL:
-            return q - tl.exp(x_t) * (1 / state.sum_t)
+            return q - tl.exp((t - state.top_t) * inv_temperature) * (1 / state.sum_t)
         else:
-            return of.times_unless_zero(q, (x_s - x_t) - centre)
+            y_t = (t - of.finite(state.t_of_top_s)) * inv_temperature
+            return of.times_unless_zero(q, (x_s - y_t) - centre)
     else:
         _, q, g = terms(s, t, state, log_ratio, mix, inv_temperature, DIVERGENCE)
         return q * (g - centre)
@@ -84,14 +85,14 @@ def kernel(
     centre = 0.0  # what the gradient subtracts, a mean over the row
     log_ratio = 0.0
     if DIVERGENCE == of.FORWARD_KL:
-        value = of.forward_kl(state)
+        value = of.forward_kl(state, inv_temperature)
     elif DIVERGENCE == of.REVERSE_KL:
-        value = of.reverse_kl(state)
+        value = of.reverse_kl(state, inv_temperature)
         centre = state.cross_s / state.sum_s
     else:
         value = 0.0
         if DIVERGENCE == of.TVD:
-            log_ratio = of.log_ratio_of_sums(state)
+            log_ratio = of.log_ratio_of_sums(state, inv_temperature)
         for k in tl.range(tiles, num_stages=STAGES):
             begin = (k if TILES else tiles - 1 - k) * TILE
             raw_s, kept_s = rows.next_tile(kept_s, s, begin, vocab, TILE, TILES, PACKED)

@@ -69,10 +69,11 @@ def bucket_term(lp, p, lq, q, mix, DIVERGENCE: tl.constexpr, WHOLE: tl.constexpr
     sums to nothing is added and left out as in `divergence.term`; else neither, since the sum may
     leave buckets out."""
     if DIVERGENCE == of.FORWARD_KL:
-        return weighted(lp, p, lp - lq), -p
+        value = weighted(lp, p, lp - lq)
+        return (value + (q - p) if WHOLE else value), -p
     elif DIVERGENCE == of.REVERSE_KL:
         value = weighted(lq, q, lq - lp)
-        return value, value + q
+        return (value + (p - q) if WHOLE else value), value + q
     else:
         value, g = of.term(p, q, lq - lp, mix, DIVERGENCE)
         if not WHOLE and DIVERGENCE == of.SKEW_FORWARD_KL:
@@ -133,7 +134,8 @@ def kernel(
             entropy = -tl.sum(of.times_unless_zero(p, lp))
             if TAIL == RENORMALIZE:
                 log_known = tl.log(known)
-                lp, p = lp - log_known, p / known
+                lp -= log_known
+                p = tl.exp(lp)
                 entropy = entropy / known + log_known
             elif TAIL == BUCKET:
                 entropy -= of.times_unless_zero(mass, tl.log(mass))
@@ -171,9 +173,10 @@ def kernel(
             below = (tail.top - top_s) * inv_temperature
             sum_s = tl.sum(q) + tail.sum * tl.exp(below)
             log_sum = tl.log(sum_s)
-            lq, q = lq - log_sum, q / sum_s
+            lq -= log_sum
+            q = tl.exp(lq)  # as exact as its logarithm: what is wrong with both cancels
             lq_tail = below + tl.log(tail.sum) - log_sum
-            q_tail = tail.sum * tl.exp(below) / sum_s
+            q_tail = tl.exp(lq_tail)
             sum_h = sum_s
             if SOFTEN:
                 sum_h = tl.sum(tl.exp(logit - top_s)) + tail.sum_h * tl.exp(tail.top - top_s)
