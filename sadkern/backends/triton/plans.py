@@ -48,6 +48,12 @@ SM_80: Table = {
     ("topk", True): Choice(2048, 8),
     ("topk", False): Choice(2048, 16, 3),
 }
+SM_90: Table = {
+    **SM_80,
+    ("state", True): Choice(2048, 8),
+    ("state", False): Choice(1024, 8, 3),
+    ("span_kl_topk", False): Choice(1024, 8, 2),
+}
 SM_100: Table = {
     **SM_80,
     ("state", True): Choice(4096, 8),
@@ -55,7 +61,7 @@ SM_100: Table = {
     ("span_kl_topk", False): Choice(512, 4, 3),
 }
 # Compute capability -> what serves it and those above, up to the next.
-TABLES: dict[tuple[int, int], Table] = {(8, 0): SM_80, (10, 0): SM_100}
+TABLES: dict[tuple[int, int], Table] = {(8, 0): SM_80, (9, 0): SM_90, (10, 0): SM_100}
 OLDEST = min(TABLES)
 
 # Compute capability -> shared memory that a program may take, in bytes.
