@@ -75,7 +75,8 @@ def test_precision_of_logits(name, case, way):
 @pytest.mark.parametrize("case", ["near", "banned", "opposed"])
 @pytest.mark.parametrize(("name", "tail"), PAIRS)
 def test_precision_of_buckets(name, tail, case, way):
-    s, t = logits(case, *way, rows=6)
+    # Reverse KL is the largest, and errs by a rounding of it: that of many rows is compared.
+    s, t = logits(case, *way, rows=16 if name == "reverse_kl" else 6)
     teacher = likely(t, 17)
     got = ours(s, teacher, *DIVERGENCES[name], "triton", tail=tail)
     exact = ours(s.double(), teacher, *DIVERGENCES[name], "reference", tail=tail)
