@@ -64,8 +64,9 @@ def _warn_once(device: str, refusal: Exception) -> None:
     if device in _warned:
         return
     _warned.add(device)
+    reason = (device == "cpu" and native.missing()) or refusal
     warnings.warn(
-        f"sadkern runs on its slow reference backend: {refusal}", RuntimeWarning, stacklevel=2
+        f"sadkern runs on its slow reference backend: {reason}", RuntimeWarning, stacklevel=2
     )
 
 
