@@ -89,7 +89,7 @@ def cases(capability: tuple[int, int]) -> Iterator[Case]:
     constants: dict[str, Any]
     kept, wide = 32768, 16384  # the longest rows that are kept: of packed entries, of others
     for name in DIVERGENCES:
-        kind = "state" if name in ("forward_kl", "reverse_kl") else "mixture"
+        kind = plans.kind_of(name)
         for dtype, gradient, vocab, optional in (
             (BF16, BF16, kept, True),
             (BF16, BF16, kept, False),

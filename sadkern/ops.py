@@ -294,7 +294,7 @@ def _by_tiles(
     """What `of_tile` finds in each tile of logits, put together."""
     assert not isinstance(source, TopK)
     sizes = sides.rows_of(source)
-    flat = _empty_topk(source, (sizes.numel(),), k)
+    flat = _empty_topk(source, torch.Size([sizes.numel()]), k)
     begin = 0
     for tile in projection.logit_tiles(backend, source, chunk_rows):
         for out, found in zip(flat, _fields(of_tile(tile)), strict=True):
@@ -303,13 +303,9 @@ def _by_tiles(
     return tuple(out.view(*sizes, *out.shape[1:]) for out in flat)
 
 
-def _empty_topk(source: Side, sizes: Sequence[int], k: int) -> tuple[Tensor, ...]:
+def _empty_topk(source: Side, sizes: torch.Size, k: int) -> tuple[Tensor, ...]:
     like, wide = sides.first_tensor(source), sides.precision(source)
-    return (
-        like.new_empty((*sizes, k), dtype=torch.int32),
-        like.new_empty((*sizes, k), dtype=wide),
-        *(like.new_empty(sizes, dtype=wide) for _ in range(3)),
-    )
+    return _fields(sides.empty_topk(like, sizes, k, wide))
 
 
 @topk.register_fake

@@ -107,6 +107,15 @@ def unpack(kind: str, tensors: list[Tensor | None], numbers: list[float]) -> Sid
     return logits
 
 
+def empty_topk(like: Tensor, sizes: torch.Size, k: int, dtype: torch.dtype) -> TopK:
+    """A teacher's `k` tokens for rows of `sizes`, to be written, where `like` is."""
+    return TopK(
+        like.new_empty((*sizes, k), dtype=torch.int32),
+        like.new_empty((*sizes, k), dtype=dtype),
+        *(like.new_empty(sizes, dtype=dtype) for _ in range(3)),
+    )
+
+
 def rows_of(side: Side) -> torch.Size:
     """The leading shape, one row each."""
     if isinstance(side, Projection):

@@ -17,12 +17,12 @@ from torch import Tensor
 from bench.common import Run, copying, name_of
 from bench.gpu.problems import BETA, eager, eager_topk
 from sadkern import Projection, backends, span_kl, topk_logprobs
+from sadkern.projection import TILE_BYTES
 
 PARTS = ("logits", "projection", "topk-teacher", "topk")
 NEEDS = {"Liger": "liger_kernel", "TRL": "trl"}  # first word of a contestant -> its module
 FLOORS = ("copy", "four GEMMs")  # what nothing undercuts: no contestants, but timed in turns too
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 20}  # bytes
-TILE_BYTES = 256 << 20  # of a projection's two tiles, as sadkern.projection has it
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Case:
             student, teacher = self.widths
             inputs = (self.rows + self.vocab) * (student + teacher) * size
             gradients = (self.rows + self.vocab) * student * size + 4 * self.vocab * student
-            own = inputs + gradients + TILE_BYTES
+            own = inputs + gradients + TILE_BYTES["cuda"]
         elif self.part == "topk":
             own = logits * size + likely
         else:
@@ -135,9 +135,8 @@ def tiles_of(case: Case, logits: list[Tensor]) -> int | None:
         return None
     from sadkern.backends.triton import plans
 
-    kernel = {"topk-teacher": "span_kl_topk", "topk": "topk"}.get(case.part, "mixture")
-    if case.part == "logits" and case.divergence in ("forward_kl", "reverse_kl"):
-        kernel = "state"
+    kernels = {"topk-teacher": "span_kl_topk", "topk": "topk"}
+    kernel = kernels.get(case.part) or plans.kind_of(case.divergence)
     return plans.choose(kernel, plans.capability_of(device), case.vocab, *logits).TILES
 
 

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from sadkern.backends import reference
+from sadkern.backends.kernels import DTYPES, contiguous, empty_values, refuses
 from sadkern.backends.reference import RowValues
-from sadkern.sides import TopK
+from sadkern.sides import TopK, empty_topk
 
 _C: ModuleType | None
 try:
@@ -23,7 +24,6 @@ except ImportError as error:
     _C = None
     _import_error = str(error)
 
-DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 # What is smaller comes from memory that the system's allocator recycles itself.
 RECYCLED_BYTES = 4 << 20
 
@@ -49,12 +49,7 @@ def serves(dtype: torch.dtype, device: torch.device) -> Exception | None:
         )
     if device.type != "cpu":
         return RuntimeError(f"backend='native' serves CPU tensors, got device {device}")
-    if dtype not in DTYPES:
-        return ValueError(
-            f"backend='native' takes {', '.join(DTYPES.values())} logits, got {dtype}; "
-            "backend='reference' takes any"
-        )
-    return None
+    return refuses("native", dtype)
 
 
 def empty(shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -86,11 +81,7 @@ def divergence_rows(
 ) -> RowValues:
     """As `reference.divergence_rows`, each supervised row read once, its gradient written once."""
     sizes = student.shape[:-1]
-    per_token, cross_entropy, teacher_entropy = (
-        torch.empty(sizes, dtype=torch.float32) for _ in range(3)
-    )
-    agreement, tail_mass = torch.empty(sizes, dtype=torch.bool), torch.zeros(sizes)
-    values = RowValues(per_token, cross_entropy, teacher_entropy, agreement, tail_mass)
+    values = empty_values(sizes, student.device)
     s = _unit_stride(student)
     d = s if dstudent is student else dstudent
     rows = {
@@ -102,28 +93,28 @@ def divergence_rows(
         "dtype": DTYPES[s.dtype],
         "supervised": supervised.contiguous(),
         "row_weights": row_weights.contiguous(),
-        "labels": _contiguous(labels),
+        "labels": contiguous(labels),
         "divergence": divergence,
         "mix": mix,
         "temperature": temperature,
         "ce_weight": ce_weight,
         "softcap": softcap,
-        "per_token": per_token,
-        "cross_entropy": cross_entropy,
-        "teacher_entropy": teacher_entropy,
-        "agreement": agreement,
+        "per_token": values.per_token,
+        "cross_entropy": values.cross_entropy,
+        "teacher_entropy": values.teacher_entropy,
+        "agreement": values.agreement,
     }
     if isinstance(teacher, TopK):
         repeated = _call(
             core().span_kl_topk,
             **rows,
-            ids=_contiguous(teacher.ids, torch.int32),
-            logprobs=_contiguous(teacher.logprobs, torch.float32),
-            tail=_contiguous(teacher.tail_mass, torch.float32),
-            entropy=_contiguous(teacher.entropy, torch.float32),
+            ids=contiguous(teacher.ids, torch.int32),
+            logprobs=contiguous(teacher.logprobs, torch.float32),
+            tail=contiguous(teacher.tail_mass, torch.float32),
+            entropy=contiguous(teacher.entropy, torch.float32),
             k=teacher.ids.shape[-1],
             tail_mode=tail,
-            tail_mass=tail_mass,
+            tail_mass=values.tail_mass,
         )
         if repeated >= 0:
             row = tuple(int(i) for i in torch.unravel_index(torch.tensor(repeated), sizes))
@@ -140,11 +131,7 @@ def divergence_rows(
 def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     """As `reference.topk_rows`, each row read once."""
     sizes = logits.shape[:-1]
-    found = TopK(
-        torch.empty((*sizes, k), dtype=torch.int32),
-        torch.empty((*sizes, k), dtype=torch.float32),
-        *(torch.empty(sizes, dtype=torch.float32) for _ in range(3)),
-    )
+    found = empty_topk(logits, sizes, k, torch.float32)
     x = _unit_stride(logits)
     _call(
         core().topk,
@@ -166,10 +153,6 @@ def _call(kernel: Callable[..., Any], **arguments: Any) -> Any:
         for name, value in arguments.items()
     }
     return kernel(**addresses, threads=torch.get_num_threads())
-
-
-def _contiguous(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype or tensor.dtype).contiguous()
 
 
 def _unit_stride(logits: Tensor) -> Tensor:

@@ -13,13 +13,13 @@ import triton
 from torch import Tensor
 
 from sadkern.backends import reference
+from sadkern.backends.kernels import contiguous, empty_values, refuses
 from sadkern.backends.reference import RowValues, empty
 from sadkern.backends.triton import plans, span_kl, span_kl_topk, topk
-from sadkern.sides import TopK
+from sadkern.sides import TopK, empty_topk
 
 __all__ = ["divergence_rows", "empty", "serves", "topk_rows"]
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = not isinstance(span_kl.kernel, triton.JITFunction)
 MOST_TOKENS = 1024  # of a top-k teacher: they are held in registers
 # As the interpreter computes: products and sums are rounded each, where a kernel says no other.
@@ -28,11 +28,9 @@ OPTIONS = {"enable_fp_fusion": False}
 
 def serves(dtype: torch.dtype, device: torch.device) -> Exception | None:
     """None where this backend can take such logits, else the error that says why not."""
-    if dtype not in DTYPES:
-        names = ", ".join(str(x).removeprefix("torch.") for x in DTYPES)
-        return ValueError(
-            f"backend='triton' takes {names} logits, got {dtype}; backend='reference' takes any"
-        )
+    wrong_dtype = refuses("triton", dtype)
+    if wrong_dtype is not None:
+        return wrong_dtype
     if INTERPRETED:
         if device.type == "cpu":
             return None
@@ -71,12 +69,7 @@ def divergence_rows(
     """As `reference.divergence_rows`. On a device nothing waits for it, and so nothing is raised
     for what only the values tell: a wrong id among a teacher's tokens makes its row NaN."""
     sizes, device = student.shape[:-1], student.device
-    per_token, cross_entropy, teacher_entropy = (
-        torch.empty(sizes, dtype=torch.float32, device=device) for _ in range(3)
-    )
-    agreement = torch.empty(sizes, dtype=torch.bool, device=device)
-    tail_mass = torch.zeros(sizes, dtype=torch.float32, device=device)
-    values = RowValues(per_token, cross_entropy, teacher_entropy, agreement, tail_mass)
+    values = empty_values(sizes, device)
     s = _addressed(student)
     d = s if dstudent is None or dstudent is student else _addressed(dstudent)
     common: dict[str, Any] = {
@@ -84,11 +77,11 @@ def divergence_rows(
         **_rows("dstudent", d),
         "supervised": supervised.contiguous().view(torch.uint8),
         "row_weights": row_weights.contiguous(),
-        "labels": None if labels is None else labels.contiguous(),
-        "per_token": per_token,
-        "cross_entropy": cross_entropy,
-        "teacher_entropy": teacher_entropy,
-        "agreement": agreement.view(torch.uint8),
+        "labels": contiguous(labels),
+        "per_token": values.per_token,
+        "cross_entropy": values.cross_entropy,
+        "teacher_entropy": values.teacher_entropy,
+        "agreement": values.agreement.view(torch.uint8),
         "student_vocab": s.shape[-1],
         "mix": mix,
         "inv_temperature": 1 / temperature,
@@ -100,21 +93,19 @@ def divergence_rows(
         "HAS_SOFTCAP": softcap != 0,
         "HAS_GRADIENT": dstudent is not None,
     }
-    capability, count = plans.capability_of(device), per_token.numel()
+    count = sizes.numel()
     if isinstance(teacher, TopK):
-        _span_kl_topk(s, d, teacher, supervised, tail, tail_mass, capability, count, common)
+        common["tail_mass"] = values.tail_mass
+        _span_kl_topk(s, d, teacher, supervised, tail, count, common)
     elif count:
         t = _addressed(teacher)
         vocab = min(s.shape[-1], t.shape[-1])
-        kind = "state" if divergence in ("forward_kl", "reverse_kl") else "mixture"
-        plan = plans.choose(kind, capability, vocab, s, t, d)
+        plan = plans.choose(plans.kind_of(divergence), plans.capability_of(device), vocab, s, t, d)
         span_kl.kernel[(count,)](
             **common, **_rows("teacher", t), vocab=vocab, **plan._asdict(), **OPTIONS
         )
-    if dstudent is not None and d is not (s if dstudent is student else dstudent):
+    if dstudent is not None and d is not dstudent:
         dstudent.copy_(d)
-    elif dstudent is student and s is not student:
-        student.copy_(s)
     return values
 
 
@@ -124,8 +115,6 @@ def _span_kl_topk(
     teacher: TopK,
     supervised: Tensor,
     tail: str,
-    tail_mass: Tensor,
-    capability: tuple[int, int],
     count: int,
     common: dict[str, Any],
 ) -> None:
@@ -138,18 +127,17 @@ def _span_kl_topk(
     if not count:
         return
     programs = min(count, plans.programs_on(s.device))
-    plan = plans.choose("span_kl_topk", capability, vocab, s, d)
+    plan = plans.choose("span_kl_topk", plans.capability_of(s.device), vocab, s, d)
     # Whole tiles of marks are read.
     words = -(-vocab // plan.TILE) * (plan.TILE // 32)
     marks = torch.empty((programs, words), dtype=torch.int32, device=s.device)
     span_kl_topk.kernel[(programs,)](
         **common,
-        ids=teacher.ids.to(torch.int32).contiguous(),
-        logprobs=teacher.logprobs.to(torch.float32).contiguous(),
-        given_mass=_fp32(teacher.tail_mass),
-        given_entropy=_fp32(teacher.entropy),
+        ids=contiguous(teacher.ids, torch.int32),
+        logprobs=contiguous(teacher.logprobs, torch.float32),
+        given_mass=contiguous(teacher.tail_mass, torch.float32),
+        given_entropy=contiguous(teacher.entropy, torch.float32),
         marks=marks,
-        tail_mass=tail_mass,
         n=count,
         k=k,
         words=words,
@@ -166,15 +154,7 @@ def _span_kl_topk(
 def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     """As `reference.topk_rows`."""
     sizes, vocab, device = logits.shape[:-1], logits.shape[-1], logits.device
-
-    def room(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=device)
-
-    found = TopK(
-        room((*sizes, k), torch.int32),
-        room((*sizes, k), torch.float32),
-        *(room(sizes, torch.float32) for _ in range(3)),
-    )
+    found = empty_topk(logits, sizes, k, torch.float32)
     count = sizes.numel()
     if not count:
         return found
@@ -182,12 +162,13 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     plan = plans.choose("topk", plans.capability_of(device), vocab, x)
     programs = min(count, plans.programs_on(device))
     constants = candidates_of(k)
-    room_of = (programs, constants["CANDIDATES"])
+    room = (2, programs, constants["CANDIDATES"])
+    candidate_keys, candidate_ids = torch.empty(room, dtype=torch.int32, device=device)
     topk.kernel[(programs,)](
         **_rows("logits", x),
         **vars(found),
-        candidate_keys=room(room_of, torch.int32),
-        candidate_ids=room(room_of, torch.int32),
+        candidate_keys=candidate_keys,
+        candidate_ids=candidate_ids,
         n=count,
         k=k,
         vocab=vocab,
@@ -203,10 +184,6 @@ def candidates_of(k: int) -> dict[str, int]:
     """Of the selection's kernel: how many entries it ranks, and against how many at a time."""
     candidates = 2 * max(32, plans.power_of_two(k))
     return {"CANDIDATES": candidates, "TOGETHER": max(2, min(32, 4096 // candidates))}
-
-
-def _fp32(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.to(torch.float32).contiguous()
 
 
 def _addressed(logits: Tensor) -> Tensor:

@@ -74,6 +74,11 @@ SHARED = {
 }
 
 
+def kind_of(divergence: str) -> str:
+    """Which of the table's kernels a divergence of full distributions is."""
+    return "state" if divergence in ("forward_kl", "reverse_kl") else "mixture"
+
+
 def choose(kernel: str, capability: tuple[int, int], vocab: int, *sides: Tensor) -> Plan:
     """For rows of `vocab` entries; `sides` are the logits that are read, and their gradient."""
     table = TABLES[max(known for known in TABLES if known <= max(capability, OLDEST))]
