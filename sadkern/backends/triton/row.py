@@ -113,6 +113,30 @@ def zero(row, begin, end, TILE: tl.constexpr):
 
 
 @triton.jit
+def skip(d, row, student_vocab, per_token, cross_entropy, teacher_entropy, agreement,
+         HAS_GRADIENT: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+    """What is left of a row that is not supervised."""
+    tl.store(per_token + row, 0.0)
+    tl.store(cross_entropy + row, 0.0)
+    tl.store(teacher_entropy + row, 0.0)
+    tl.store(agreement + row, 0)
+    if HAS_GRADIENT:
+        zero(d, 0, student_vocab, TILE)
+
+
+@triton.jit
+def hard_label(labels, row, s, top_s, sum_h, HAS_LABELS: tl.constexpr):
+    """The row's label, -1 for none, and the cross-entropy of logits s to it."""
+    label = -1
+    value = 0.0
+    if HAS_LABELS:
+        label = tl.load(labels + row)
+        if label >= 0:
+            value = tl.log(sum_h) + (top_s - tl.load(s + label).to(tl.float32))
+    return label, value
+
+
+@triton.jit
 def finish(entries, s, column, label, hard_scale, top_s, over_sum_h, inv_softcap,
            HAS_LABELS: tl.constexpr, HAS_SOFTCAP: tl.constexpr):  # fmt: skip
     """Adds the hard label's gradient to that of logits s, then goes through the softcap.

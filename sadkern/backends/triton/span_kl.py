@@ -58,12 +58,10 @@ def kernel(
     row = tl.program_id(0)
     d = rows.row_pointer(dstudent, row, dstudent_inner, dstudent_outer, dstudent_stride)
     if tl.load(supervised + row) == 0:
-        tl.store(per_token + row, 0.0)
-        tl.store(cross_entropy + row, 0.0)
-        tl.store(teacher_entropy + row, 0.0)
-        tl.store(agreement + row, 0)
-        if HAS_GRADIENT:
-            rows.zero(d, 0, student_vocab, TILE)
+        rows.skip(
+            d, row, student_vocab, per_token, cross_entropy, teacher_entropy, agreement,
+            HAS_GRADIENT, TILE,
+        )  # fmt: skip
         return
     s = rows.row_pointer(student, row, student_inner, student_outer, student_stride)
     t = rows.row_pointer(teacher, row, teacher_inner, teacher_outer, teacher_stride)
@@ -103,13 +101,8 @@ def kernel(
             centre += tl.sum(q * g)
         centre += 0 * value  # a NaN of the teacher's need not have reached g
 
-    label = -1
-    hard = 0.0
     sum_h = state.sum_h if SOFTEN else state.sum_s
-    if HAS_LABELS:
-        label = tl.load(labels + row)
-        if label >= 0:
-            hard = tl.log(sum_h) + (state.top_s - tl.load(s + label).to(tl.float32))
+    label, hard = rows.hard_label(labels, row, s, state.top_s, sum_h, HAS_LABELS)
     tl.store(per_token + row, tl.where(value < 0, 0.0, value))  # rounding only
     tl.store(cross_entropy + row, hard)
     tl.store(teacher_entropy + row, of.teacher_entropy(state))

@@ -113,13 +113,11 @@ def kernel(
     for row in tl.range(tl.program_id(0), n, tl.num_programs(0)):
         d = rows.row_pointer(dstudent, row, dstudent_inner, dstudent_outer, dstudent_stride)
         if tl.load(supervised + row) == 0:
-            tl.store(per_token + row, 0.0)
-            tl.store(cross_entropy + row, 0.0)
-            tl.store(teacher_entropy + row, 0.0)
-            tl.store(agreement + row, 0)
+            rows.skip(
+                d, row, student_vocab, per_token, cross_entropy, teacher_entropy, agreement,
+                HAS_GRADIENT, TILE,
+            )  # fmt: skip
             tl.store(tail_mass + row, 0.0)
-            if HAS_GRADIENT:
-                rows.zero(d, 0, student_vocab, TILE)
         else:
             s = rows.row_pointer(student, row, student_inner, student_outer, student_stride)
 
@@ -201,12 +199,7 @@ def kernel(
             value = tl.where(tl.max(wrong.to(tl.int32)) > 0, float("nan"), value)
             total = tl.where(value == value, total, float("nan"))  # a NaN need not have reached it
 
-            label = -1
-            hard = 0.0
-            if HAS_LABELS:
-                label = tl.load(labels + row)
-                if label >= 0:
-                    hard = tl.log(sum_h) + (top_s - tl.load(s + label).to(tl.float32))
+            label, hard = rows.hard_label(labels, row, s, top_s, sum_h, HAS_LABELS)
             agree = given & (lp == tl.max(lp)) & (logit == top_s)
             tl.store(per_token + row, value)
             tl.store(cross_entropy + row, hard)
