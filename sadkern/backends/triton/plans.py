@@ -56,7 +56,7 @@ SM_90: Table = {
 }
 SM_100: Table = {
     **SM_80,
-    ("state", True): Choice(4096, 8),
+    ("state", True): Choice(2048, 8),
     ("span_kl_topk", True): Choice(2048, 16),
     ("span_kl_topk", False): Choice(512, 4, 3),
 }
