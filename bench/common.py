@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,20 @@ def hardware() -> str:
     return f"{names[0] if names else 'unknown processor'}, {torch.get_num_threads()} threads"
 
 
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Of each package, or that it is not installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
 def record(name: str, tables: Mapping[str, object]) -> None:
     """Keeps tables as bench/results/NAME.json, with the hardware and the versions they are of."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    kept = {"hardware": hardware(), "versions": versions, "tables": tables}
+    kept = {"hardware": hardware(), "versions": versions(), "tables": tables}
     path = ROOT / "bench" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(kept, indent=1) + "\n")

@@ -29,7 +29,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -49,6 +48,7 @@ from rich.table import Table
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
+from bench.common import versions
 from sadkern import TopK, span_kl, topk_logprobs
 from sadkern.backends import triton as backend
 from sadkern.span_kl import DIVERGENCES
@@ -224,15 +224,10 @@ def cells(line: Line, rows: int) -> list[str]:
     return [*start, f"{reads:g}", *numbers, str(line.around)]
 
 
-def versions() -> str:
+def said_versions() -> str:
     """Of what was counted and what counted."""
-    found = []
-    for package in ("triton", "torch", "liger-kernel"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} not installed, its lines left out")
-    return ", ".join(found)
+    found = versions(("triton", "torch", "liger-kernel"))
+    return ", ".join(f"{package} {of}" for package, of in found.items())
 
 
 def markdown(table: list[list[str]], rows: int) -> str:
@@ -241,7 +236,7 @@ def markdown(table: list[list[str]], rows: int) -> str:
     lines = [
         f"# {title.partition(',')[0]}",
         "",
-        f"`python -m bench.traffic --write`, {rows} rows a call; {versions()}.",
+        f"`python -m bench.traffic --write`, {rows} rows a call; {said_versions()}.",
         notes,
         *(f"| {' | '.join(row)} |" for row in (HEADER, ["---"] * len(HEADER), *table)),
     ]
@@ -261,7 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = [line for line in lines() if options.only in line.kernel]
     progress = track(chosen, "counting", console=Console(stderr=True))
     table = [cells(line, options.rows) for line in progress]
-    shown = Table(*HEADER, box=SIMPLE_HEAD, padding=0, title=f"bytes per entry, {versions()}")
+    shown = Table(*HEADER, box=SIMPLE_HEAD, padding=0, title=f"bytes per entry, {said_versions()}")
     for row in table:
         shown.add_row(*row)
     Console().print(shown)

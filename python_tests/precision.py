@@ -6,11 +6,10 @@ of the same formula in plain PyTorch at the inputs' own precision, plus one unit
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 
+from bench.formulas import divergence_of_logs
 from sadkern import span_kl
 
 BACKENDS = ["reference", "native", "triton"]
@@ -29,51 +28,6 @@ DIVERGENCES = {  # name -> (divergence, its parameter)
 def divergence_in_torch(student, teacher, name, mix):
     """[...]: what a user of PyTorch would write, autograd giving the gradient."""
     return divergence_of_logs(F.log_softmax(student, -1), F.log_softmax(teacher, -1), name, mix)
-
-
-def divergence_of_logs(lq, lp, name, mix):
-    """[...]: the same of log-probabilities, which need not sum to 1."""
-    q, p = lq.exp(), lp.exp()
-
-    def kl(x, lx, ly):
-        return torch.where(x > 0, x * (lx - ly), torch.zeros_like(x)).sum(-1)
-
-    if name == "forward_kl":
-        return kl(p, lp, lq)
-    if name == "reverse_kl":
-        return kl(q, lq, lp)
-    if name == "tvd":
-        return 0.5 * (p - q).abs().sum(-1)
-    share = mix if name != "skew_reverse_kl" else 1 - mix  # of p in the mixture
-    lm = torch.logaddexp(lp + math.log(share), lq + math.log(1 - share))
-    if name == "jsd":
-        return mix * kl(p, lp, lm) + (1 - mix) * kl(q, lq, lm)
-    if name == "skew_forward_kl":
-        return kl(p, lp, lm)
-    return kl(q, lq, lm)
-
-
-def logits_in_torch(side):
-    """[..., V] of logits or of a Projection, as a model's head makes them."""
-    if isinstance(side, torch.Tensor):
-        return side
-    out = side.scale * F.linear(side.hidden, side.weight, side.bias)
-    return out if side.softcap is None else side.softcap * torch.tanh(out / side.softcap)
-
-
-def coarse_in_torch(lq, teacher, tail):
-    """(lq, lp) [..., K + 1] of a TopK teacher's buckets, or [..., K] for `tail="none"`."""
-    ids, lp = teacher.ids.long(), teacher.logprobs.to(lq.dtype)
-    if tail == "renormalize":
-        lp = lp.log_softmax(-1)
-    if tail == "none":
-        return lq.gather(-1, ids), lp
-    outside = lq.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-    mass = 1 - lp.exp().sum(-1) if teacher.tail_mass is None else teacher.tail_mass.to(lq.dtype)
-    lp_tail = (
-        torch.full_like(outside, -torch.inf) if tail == "renormalize" else mass.log()[..., None]
-    )
-    return torch.cat([lq.gather(-1, ids), outside], -1), torch.cat([lp, lp_tail], -1)
 
 
 def plain(student, teacher, name, mix):

@@ -13,12 +13,11 @@ from precision import (
     DIVERGENCES,
     HALVES,
     assert_as_precise_as_torch,
-    coarse_in_torch,
-    divergence_of_logs,
     logits,
     ours,
 )
 
+from bench.formulas import coarse_in_torch, divergence_of_logs
 from sadkern import TopK, span_kl, topk_logprobs
 from sadkern.span_kl import TAILS
 

@@ -22,9 +22,9 @@ from precision import (
     BACKENDS,
     DIVERGENCES,
     assert_as_precise_as_torch,
-    logits_in_torch,
 )
 
+from bench.formulas import logits_in_torch
 from sadkern import Projection, TopK, projection, span_kl, topk_logprobs
 from sadkern.backends import native
 

@@ -24,11 +24,9 @@ from precision import (
     BACKENDS,
     DIVERGENCES,
     assert_as_precise_as_torch,
-    coarse_in_torch,
-    divergence_of_logs,
-    logits_in_torch,
 )
 
+from bench.formulas import coarse_in_torch, divergence_of_logs, logits_in_torch
 from sadkern import Projection, TopK, span_kl
 
 

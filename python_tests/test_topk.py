@@ -12,10 +12,10 @@ from precision import (
     HALVES,
     assert_as_precise_as_torch,
     logits,
-    logits_in_torch,
     ours,
 )
 
+from bench.formulas import logits_in_torch
 from sadkern import Projection, TopK, sample_logprobs, span_kl, topk_logprobs
 from sadkern.span_kl import TAILS
 

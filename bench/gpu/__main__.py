@@ -18,17 +18,16 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.common import ROOT, hardware, name_of
+from bench.common import ROOT, hardware, name_of, versions
 from bench.gpu import cases, checks
 from bench.gpu.cases import CASES, PARTS, Case
 from bench.gpu.checks import QUICK, Check, Scope, Serving
@@ -75,7 +74,7 @@ def run(work: Work, device: torch.device, clock: Clock, folder: Path, console: C
     results: Row = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "hardware": machine(device),
-        "versions": versions(),
+        "versions": {"CUDA": str(torch.version.cuda), **versions(PACKAGES)},
         "seconds_per_case": work.seconds,
         "correctness": {"run": 0, "failed": [], "backends": [], "refused": {}},
         "cases": [],
@@ -156,16 +155,6 @@ def machine(device: torch.device) -> Row:
         "l2_bytes": of.L2_cache_size,
         "cpu": hardware(),
     }
-
-
-def versions() -> Mapping[str, str]:
-    found = {"CUDA": str(torch.version.cuda)}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def plan(work: Work) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.formulas import coarse_in_torch, divergence_of_logs, logits_in_torch
 from sadkern import Projection, TopK, span_kl, topk_logprobs
 from sadkern.sides import Side, slots
 
@@ -94,22 +95,18 @@ def said_by_torch(problem: Problem) -> dict[str, Tensor]:
     def possible(x: Tensor) -> Tensor:
         return x.clamp(min=torch.finfo(x.dtype).min / 4) if x.is_floating_point() else x
 
-    def logits(side: Tensor | Projection) -> Tensor:
-        if isinstance(side, Tensor):
-            return side
-        out = side.scale * F.linear(side.hidden, side.weight, side.bias)
-        return out if side.softcap is None else side.softcap * torch.tanh(out / side.softcap)
-
     student, leaves = leaf(_mapped(problem.student, possible))
     options, temperature = problem.options, problem.options.get("temperature", 1.0)
-    raw = logits(student)
+    raw = logits_in_torch(student)
     lq = (raw / temperature).log_softmax(-1)
     if isinstance(problem.teacher, TopK):
-        lq, lp = coarse(lq, problem.teacher, options.get("tail", "bucket"))
+        lq, lp = coarse_in_torch(lq, problem.teacher, options.get("tail", "bucket"))
     else:
-        lp = (logits(_mapped(problem.teacher, possible)) / temperature).log_softmax(-1)
+        lp = (logits_in_torch(_mapped(problem.teacher, possible)) / temperature).log_softmax(-1)
     supervised = span_ids(problem.rows, raw.device) != 0
-    value = torch.where(supervised, divergence_of_logs(lq, lp, problem.divergence), 0.0)
+    mix = SKEW if problem.divergence.startswith("skew") else BETA
+    value = divergence_of_logs(lq, lp, problem.divergence, mix)
+    value = torch.where(supervised, value, 0.0)
     values = {"value": value}
     loss = value.sum()
     if "labels" in options:
@@ -122,41 +119,6 @@ def said_by_torch(problem: Problem) -> dict[str, Tensor]:
 
 def gradients_of(leaves: list[Tensor]) -> dict[str, Tensor]:
     return {f"gradient {i}": x.grad for i, x in enumerate(leaves) if x.grad is not None}
-
-
-def divergence_of_logs(lq: Tensor, lp: Tensor, name: str) -> Tensor:
-    """[...]: of log-probabilities [..., V], which need not sum to 1, with `BETA` and `SKEW`."""
-    q, p = lq.exp(), lp.exp()
-
-    def kl(x: Tensor, lx: Tensor, ly: Tensor) -> Tensor:
-        return torch.where(x > 0, x * (lx - ly), torch.zeros_like(x)).sum(-1)
-
-    if name == "forward_kl":
-        return kl(p, lp, lq)
-    if name == "reverse_kl":
-        return kl(q, lq, lp)
-    if name == "tvd":
-        return 0.5 * (p - q).abs().sum(-1)
-    share = {"jsd": BETA, "skew_forward_kl": SKEW, "skew_reverse_kl": 1 - SKEW}[name]  # of p
-    lm = torch.logaddexp(lp + math.log(share), lq + math.log(1 - share))
-    if name == "jsd":
-        return BETA * kl(p, lp, lm) + (1 - BETA) * kl(q, lq, lm)
-    return kl(p, lp, lm) if name == "skew_forward_kl" else kl(q, lq, lm)
-
-
-def coarse(lq: Tensor, teacher: TopK, tail: str) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of both sides over a teacher's K tokens and, but for `tail="none"`, a
-    bucket of all others."""
-    ids, lp = teacher.ids.long(), teacher.logprobs.to(lq.dtype)
-    if tail == "none":
-        return lq.gather(-1, ids), lp
-    outside = lq.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
-    if tail == "renormalize":
-        lp, lp_tail = lp.log_softmax(-1), torch.full_like(outside, -torch.inf)
-    else:
-        assert teacher.tail_mass is not None
-        lp_tail = teacher.tail_mass.to(lq.dtype).log().unsqueeze(-1)
-    return torch.cat([lq.gather(-1, ids), outside], -1), torch.cat([lp, lp_tail], -1)
 
 
 def eager(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
@@ -174,7 +136,7 @@ def eager(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
 
 def eager_topk(student: Tensor, teacher: TopK) -> Tensor:
     """[]: mean forward KL over the teacher's tokens and a bucket of all others."""
-    lq, lp = coarse(F.log_softmax(student, -1), teacher, "bucket")
+    lq, lp = coarse_in_torch(F.log_softmax(student, -1), teacher, "bucket")
     return (lp.exp() * (lp - lq)).sum(-1).mean()
 
 

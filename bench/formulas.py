@@ -1,0 +1,54 @@
+"""What one would write in PyTorch: the formulas that kernels are compared and compete with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sadkern import Projection, TopK
+
+
+def divergence_of_logs(lq: Tensor, lp: Tensor, name: str, mix: float) -> Tensor:
+    """[...]: of log-probabilities [..., V], which need not sum to 1; `mix` is beta or skew."""
+    q, p = lq.exp(), lp.exp()
+
+    def kl(x: Tensor, lx: Tensor, ly: Tensor) -> Tensor:
+        return torch.where(x > 0, x * (lx - ly), torch.zeros_like(x)).sum(-1)
+
+    if name == "forward_kl":
+        return kl(p, lp, lq)
+    if name == "reverse_kl":
+        return kl(q, lq, lp)
+    if name == "tvd":
+        return 0.5 * (p - q).abs().sum(-1)
+    share = mix if name != "skew_reverse_kl" else 1 - mix  # of p in the mixture
+    lm = torch.logaddexp(lp + math.log(share), lq + math.log(1 - share))
+    if name == "jsd":
+        return mix * kl(p, lp, lm) + (1 - mix) * kl(q, lq, lm)
+    return kl(p, lp, lm) if name == "skew_forward_kl" else kl(q, lq, lm)
+
+
+def logits_in_torch(side: Tensor | Projection) -> Tensor:
+    """[..., V] of logits or of a Projection, as a model's head makes them."""
+    if isinstance(side, Tensor):
+        return side
+    out = side.scale * F.linear(side.hidden, side.weight, side.bias)
+    return out if side.softcap is None else side.softcap * torch.tanh(out / side.softcap)
+
+
+def coarse_in_torch(lq: Tensor, teacher: TopK, tail: str) -> tuple[Tensor, Tensor]:
+    """(lq, lp) [..., K + 1] of a TopK teacher's buckets, or [..., K] for `tail="none"`."""
+    ids, lp = teacher.ids.long(), teacher.logprobs.to(lq.dtype)
+    if tail == "renormalize":
+        lp = lp.log_softmax(-1)
+    if tail == "none":
+        return lq.gather(-1, ids), lp
+    outside = lq.scatter(-1, ids, -torch.inf).logsumexp(-1, keepdim=True)
+    mass = 1 - lp.exp().sum(-1) if teacher.tail_mass is None else teacher.tail_mass.to(lq.dtype)
+    lp_tail = (
+        torch.full_like(outside, -torch.inf) if tail == "renormalize" else mass.log()[..., None]
+    )
+    return torch.cat([lq.gather(-1, ids), outside], -1), torch.cat([lp, lp_tail], -1)
