@@ -44,7 +44,7 @@ LONG = 151936  # a vocabulary whose rows no chip keeps
 # Of the kernels' parameters; what is not here is an int32.
 TYPES = {
     "*fp32": "row_weights per_token cross_entropy teacher_entropy logprobs given_mass "
-    "given_entropy tail_mass entropy lse",
+    "given_entropy tail_mass entropy lse factor",
     "*i64": "labels",
     "*i32": "ids marks candidate_keys candidate_ids",
     "*u8": "supervised agreement",
@@ -119,6 +119,8 @@ def cases(capability: tuple[int, int]) -> Iterator[Case]:
             yield _case(capability, "span_kl_topk", "span_kl_topk", vocab, dtype, dtype, constants)
     for dtype, vocab, k in product((BF16, FP16, FP32), (kept, wide, LONG), (64, 1024)):
         yield _case(capability, "topk", "topk", vocab, dtype, dtype, backend.candidates_of(k))
+    for dtype in NAMES:
+        yield _case(capability, "scale", "scale", LONG, dtype, dtype, {})
 
 
 def _case(
@@ -131,7 +133,13 @@ def _case(
     constants: dict[str, Any],
 ) -> Case:
     logits, dlogits = (torch.empty(1, vocab, dtype=x, device="meta") for x in (dtype, gradient))
-    types = {"student": dtype, "teacher": dtype, "logits": dtype, "dstudent": gradient}
+    types = {
+        "student": dtype,
+        "teacher": dtype,
+        "logits": dtype,
+        "dstudent": gradient,
+        "gradient": gradient,
+    }
     return Case(
         capability,
         kernel,
@@ -147,7 +155,7 @@ def compiled(case: Case) -> Usage:
     kernel = import_module(f"sadkern.backends.triton.{case.kernel}").kernel
     plan = case.plan._asdict()
     warps = plan.pop("num_warps")
-    constants = {**plan, **case.constants}
+    constants = {x: y for x, y in plan.items() if x in kernel.arg_names} | case.constants
     if not constants.get("HAS_LABELS", True):
         constants["labels"] = None
     kinds = {**TYPE, **case.types}

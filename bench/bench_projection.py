@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.common import ROOT, Run, check_precision, hardware, in_turns
+from bench.common import ROOT, Run, hardware, in_turns
+from bench.formulas import assert_as_precise
 from bench.memory import in_a_process
 from sadkern import Projection, span_kl
 
@@ -199,7 +200,7 @@ def check(x: Inputs) -> None:
         if name in ABSENT or make is four_products:
             continue
         for got, truth, torchs in zip(gradients(make, x), exact, plain, strict=True):
-            check_precision(got, truth, torchs)
+            assert_as_precise(got, truth, torchs, least=0)
 
 
 @pytest.mark.parametrize("workload", WORKLOADS)

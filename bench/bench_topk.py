@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.common import check_precision, copying, in_turns, name_of
+from bench.common import copying, in_turns, name_of
+from bench.formulas import assert_as_precise
 from sadkern import TopK, span_kl, topk_logprobs
 
 SHAPES = [(512, 32000, 32), (512, 32000, 256), (128, 128256, 64)]  # N, V, K
@@ -51,7 +52,7 @@ def test_selection(benchmark: Any, dtype: torch.dtype, shape: tuple[int, int, in
     assert torch.equal(found.ids.long(), order[:, :k])
     values, lse = torch.topk(x, k, -1).values, torch.logsumexp(x, -1)
     exact = x.double().log_softmax(-1).topk(k, -1).values
-    check_precision(found.logprobs, exact, values.float() - lse.float()[:, None])
+    assert_as_precise(found.logprobs, exact, values.float() - lse.float()[:, None], least=0)
     seconds = in_turns(
         benchmark,
         lambda: topk_logprobs(x, k),
@@ -92,7 +93,8 @@ def test_loss(benchmark: Any, dtype: torch.dtype, shape: tuple[int, int, int]) -
         (loss(leaf) if loss is ours else buckets_in_torch(leaf, teacher)).backward()
         assert leaf.grad is not None
         gradients.append(leaf.grad)
-    check_precision(*gradients)
+    got, exact, plain = gradients
+    assert_as_precise(got, exact, plain, least=0)
 
     def reset() -> None:
         student.grad = None

@@ -91,10 +91,3 @@ def copying(like: Tensor) -> Run:
     """Copies as many bytes as `like` has: the memory's speed, at two transfers a byte."""
     source, target = torch.ones_like(like), torch.empty_like(like)
     return lambda: target.copy_(source)
-
-
-def check_precision(ours: Tensor, exact: Tensor, torchs: Tensor) -> None:
-    """Refuses to time what is wrong: error <= 2x plain PyTorch's at the same dtype, + eps."""
-    error, allowed = ((x.double() - exact).abs().max().item() for x in (ours, torchs))
-    eps = torch.finfo(ours.dtype).eps * exact.abs().max().item()
-    assert error <= 2 * allowed + eps, f"error {error:.2e}, PyTorch's {allowed:.2e}"

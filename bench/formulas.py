@@ -1,4 +1,5 @@
-"""What one would write in PyTorch: the formulas that kernels are compared and compete with."""
+"""What one would write in PyTorch: the formulas that kernels are compared and compete with, and the
+rule by which they are compared."""
 
 from __future__ import annotations
 
@@ -52,3 +53,39 @@ def coarse_in_torch(lq: Tensor, teacher: TopK, tail: str) -> tuple[Tensor, Tenso
         torch.full_like(outside, -torch.inf) if tail == "renormalize" else mass.log()[..., None]
     )
     return torch.cat([lq.gather(-1, ids), outside], -1), torch.cat([lp, lp_tail], -1)
+
+
+def assert_as_precise(
+    got: Tensor,
+    exact: Tensor,
+    plain: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    what: str = "",
+    least: float = 1.0,
+) -> None:
+    """The precision rule: an error of at most twice PyTorch's at the same dtype, and a rounding.
+
+    Args:
+        got: what is put to the test, on any device.
+        exact: the same in float64.
+        plain: the same in plain PyTorch, computed in the dtype that `got` was.
+        dtype: in which the result was stored, if not that of `got`.
+        what: the result's name.
+        least: the unit of rounding is that of the largest exact result, or of `least`.
+
+    Raises:
+        AssertionError: the largest error is larger, or `got` is not as infinite as `exact`.
+    """
+    eps, got = torch.finfo(dtype or got.dtype).eps, got.double().to(exact.device)
+    finite, what = exact.isfinite(), what or "result"
+    assert torch.equal(got[~finite], exact[~finite]), f"{what}: not as infinite as exact"
+    if not finite.any():
+        return
+    got, exact, plain = got[finite], exact[finite], plain[finite].double()
+    error = (got - exact).abs().max().item()
+    torchs = (plain - exact).abs().nan_to_num(0, 0, 0).max().item()
+    rounding = eps * max(least, exact.abs().max().item())
+    assert error <= 2 * torchs + rounding, (
+        f"{what}: error {error:.2e}, PyTorch's {torchs:.2e}, a rounding {rounding:.2e}"
+    )

@@ -15,9 +15,7 @@ A line of the table is a call, forward and backward, in bytes per entry of the s
 - PyTorch: not counted but computed, the least that what must run around the kernels can move, each
   operator reading its operands and writing its result once. Liger's kernels take log-probabilities:
   log_softmax of both sides and its backward, in the logits' dtype, and for its jsd a copy of the
-  student's and the fp32 loss of each entry, zeroed and summed. For span_kl on a device, backward
-  multiplies the gradient by the loss's own, even by 1. (Liger's looks whether it is 1, which the
-  host waits for.)
+  student's and the fp32 loss of each entry, zeroed and summed.
 """
 
 from __future__ import annotations
@@ -193,12 +191,11 @@ def lines() -> Iterator[Line]:
 
     for dtype, vocab in product(NAMES, VOCABULARIES):
         size = dtype.itemsize
-        scaled = 2 * size  # on a device backward multiplies the gradient by the loss's
         softmaxes = 7 * size  # of both sides, and backward of one
         calls: list[tuple[str, Run, int, int]] = [
-            *((f"span_kl, {x}", partial(ours, divergence=x), 2, scaled) for x in DIVERGENCES),
-            ("span_kl, not supervised", partial(ours, supervised=False), 2, scaled),
-            (f"span_kl, top-{K} teacher", to_topk, 1, scaled),
+            *((f"span_kl, {x}", partial(ours, divergence=x), 2, 0) for x in DIVERGENCES),
+            ("span_kl, not supervised", partial(ours, supervised=False), 2, 0),
+            (f"span_kl, top-{K} teacher", to_topk, 1, 0),
             (f"topk_logprobs, K={K}", selection, 1, 0),
             ("Liger, jsd", liger_jsd, 2, softmaxes + 2 * size + 8),
             ("Liger, forward KL", liger_kl, 2, softmaxes),

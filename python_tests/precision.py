@@ -1,7 +1,8 @@
-"""The precision rule that the kernels' tests share, and the logits on which it is put to the test.
+"""The logits on which the precision rule is put to the test, ours and PyTorch's answers to them.
 
-A result is compared with the reference in float64 on the same inputs. Its error may be twice that
-of the same formula in plain PyTorch at the inputs' own precision, plus one unit of rounding.
+The rule, `bench.formulas.assert_as_precise`: a result is compared with the reference in float64 on
+the same inputs. Its error may be twice that of the same formula in plain PyTorch at the inputs' own
+precision, plus one unit of rounding.
 """
 
 from __future__ import annotations
@@ -98,20 +99,3 @@ def logits(case, vocab, dtype, rows=64, seed=0):
 CASES = (
     "random", "near", "nearer", "equal", "shifted", "huge", "far", "banned", "saturated", "opposed",
 )  # fmt: skip
-
-
-def assert_as_precise_as_torch(got, exact, torch_says, dtype):
-    """`got` [...], `exact` the same in float64, `torch_says` the same in plain PyTorch at `dtype`.
-
-    The largest errors are compared. The unit of rounding is that of the largest exact result, in
-    fp32 or, where `got` was stored as less, in that dtype. Infinite results must be exactly so.
-    """
-    finite = exact.isfinite()
-    assert torch.equal(got[~finite].double(), exact[~finite])
-    if not finite.any():
-        return
-    got, exact, torch_says = got[finite].double(), exact[finite], torch_says[finite].double()
-    error = (got - exact).abs().max()
-    allowed = (torch_says - exact).abs().nan_to_num(0, 0, 0).max()
-    rounding = torch.finfo(dtype).eps * exact.abs().max().clamp(min=1)
-    assert error <= 2 * allowed + rounding, f"error {error:.2e}, PyTorch's {allowed:.2e}"

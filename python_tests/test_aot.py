@@ -33,7 +33,7 @@ def check(table: list[dict], *chips: str) -> None:
         assert 0 < row["registers"] <= 255
     for chip in chips:
         rows = [row for row in table if row["chip"] == chip]
-        assert {row["kernel"] for row in rows} == {"span_kl", "span_kl_topk", "topk"}
+        assert {row["kernel"] for row in rows} == {"span_kl", "span_kl_topk", "topk", "scale"}
         for kernel in ("span_kl", "span_kl_topk"):
             ways = {(row["divergence"], row["rows"].split(",")[0]) for row in rows
                     if row["kernel"] == kernel}  # fmt: skip

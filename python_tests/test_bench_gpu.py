@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from bench.common import ROOT
+from bench.formulas import assert_as_precise
 from bench.gpu import __main__ as gpu
 from bench.gpu import cases, checks, report, timing
 from bench.gpu.cases import Case
@@ -272,14 +273,14 @@ def test_every_check_runs_and_passes():
 def test_a_wrong_result_is_refused():
     exact = torch.tensor([1.0, 4.0, torch.inf], dtype=torch.float64)
     plain, eps = exact.float() + 1e-5, torch.finfo(FP32).eps
-    checks.compare("x", plain + 0.9e-5, exact, plain)
-    with pytest.raises(AssertionError, match=r"x: error 3\.0\de-05, PyTorch's 1\.0\de-05"):
-        checks.compare("x", plain + 2e-5, exact, plain)
-    checks.compare("x", (exact + 3.9 * eps).float(), exact, exact)
+    assert_as_precise(plain + 0.9e-5, exact, plain)
+    with pytest.raises(AssertionError, match=r"result: error 3\.0\de-05, PyTorch's 1\.0\de-05"):
+        assert_as_precise(plain + 2e-5, exact, plain)
+    assert_as_precise((exact + 3.9 * eps).float(), exact, exact)
     with pytest.raises(AssertionError, match="not as infinite"):
-        checks.compare("x", torch.tensor([1.0, 4.0, 5.0]), exact, plain)
+        assert_as_precise(torch.tensor([1.0, 4.0, 5.0]), exact, plain)
     with pytest.raises(AssertionError, match="error nan"):
-        checks.compare("x", torch.tensor([torch.nan, 4.0, torch.inf]), exact, plain)
+        assert_as_precise(torch.tensor([torch.nan, 4.0, torch.inf]), exact, plain)
 
 
 # Timing.

@@ -92,13 +92,13 @@ def test_opcheck_with_gradient():
     inputs = [torch.randn(3, 4, requires_grad=True), torch.randn(2, requires_grad=True)]
     gradients = [torch.randn(3, 4), torch.randn(2)]
     torch.library.opcheck(
-        torch.ops.sadkern.with_gradient.default, args=(torch.tensor(2.0), inputs, gradients)
+        torch.ops.sadkern.with_gradient.default, (torch.tensor(2.0), inputs, gradients, "auto")
     )
 
 
 def test_opcheck_scale():
     torch.library.opcheck(
-        torch.ops.sadkern.scale_.default, args=(torch.randn(5), torch.tensor(0.5))
+        torch.ops.sadkern.scale_.default, (torch.randn(5), torch.tensor(0.5), "auto")
     )
 
 

@@ -9,11 +9,12 @@ from precision import (
     CASES,
     DIVERGENCES,
     HALVES,
-    assert_as_precise_as_torch,
     logits,
     ours,
     plain,
 )
+
+from bench.formulas import assert_as_precise
 
 
 def check(name, student, teacher, temperature=1.0):
@@ -32,7 +33,7 @@ def check(name, student, teacher, temperature=1.0):
     # Values leave the kernel in fp32 whatever came in; gradients in the logits' own dtype.
     stored = (torch.float32, student.dtype)
     for mine, truth, torchs, dtype in zip(got, exact, peer, stored, strict=True):
-        assert_as_precise_as_torch(mine, truth, torchs, dtype)
+        assert_as_precise(mine, truth, torchs, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])

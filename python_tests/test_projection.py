@@ -21,10 +21,9 @@ from held import (
 from precision import (
     BACKENDS,
     DIVERGENCES,
-    assert_as_precise_as_torch,
 )
 
-from bench.formulas import logits_in_torch
+from bench.formulas import assert_as_precise, logits_in_torch
 from sadkern import Projection, TopK, projection, span_kl, topk_logprobs
 from sadkern.backends import native
 
@@ -267,7 +266,7 @@ def test_tied_embeddings_get_both_gradients():
             logq, F.log_softmax(t, -1)[IDS != 0], reduction="batchmean", log_target=True
         )
 
-    assert_as_precise_as_torch(
+    assert_as_precise(
         gradient(torch.float32, fused), gradient(torch.float64, eager),
         gradient(torch.float32, eager), torch.float32,
     )  # fmt: skip

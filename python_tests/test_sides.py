@@ -23,10 +23,9 @@ from hypothesis import strategies as st
 from precision import (
     BACKENDS,
     DIVERGENCES,
-    assert_as_precise_as_torch,
 )
 
-from bench.formulas import coarse_in_torch, divergence_of_logs, logits_in_torch
+from bench.formulas import assert_as_precise, coarse_in_torch, divergence_of_logs, logits_in_torch
 from sadkern import Projection, TopK, span_kl
 
 
@@ -70,7 +69,7 @@ def check_gradients(student, teacher, name, *, tail="bucket", temperature=1.0, b
         gradients(got), in_torch(torch.float64), in_torch(dtype), strict=True
     ):
         assert mine.dtype == dtype
-        assert_as_precise_as_torch(mine, exact, torchs, dtype)
+        assert_as_precise(mine, exact, torchs, dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

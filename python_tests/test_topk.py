@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from precision import (
     BACKENDS,
     HALVES,
-    assert_as_precise_as_torch,
     logits,
     ours,
 )
 
-from bench.formulas import logits_in_torch
+from bench.formulas import assert_as_precise, logits_in_torch
 from sadkern import Projection, TopK, sample_logprobs, span_kl, topk_logprobs
 from sadkern.span_kl import TAILS
 
@@ -35,7 +34,7 @@ def check_selection(x, k, found, temperature=1.0):
         "lse": tuple((y / temperature).logsumexp(-1) for y in (x.double(), x.float())),
     }
     for name, (truth, torchs) in exact.items():
-        assert_as_precise_as_torch(getattr(found, name), truth, torchs, torch.float32)
+        assert_as_precise(getattr(found, name), truth, torchs, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])

@@ -12,7 +12,6 @@ from precision import (
     CASES,
     DIVERGENCES,
     HALVES,
-    assert_as_precise_as_torch,
     logits,
     ours,
     plain,
@@ -20,7 +19,9 @@ from precision import (
 from test_buckets import PAIRS, likely
 from test_topk import check_selection
 
-from sadkern import TopK, span_kl, topk_logprobs
+from bench.formulas import assert_as_precise
+from bench.traffic import counted
+from sadkern import TopK, backends, span_kl, topk_logprobs
 from sadkern.backends.triton import divergence as of
 from sadkern.backends.triton import plans
 
@@ -37,6 +38,17 @@ WAYS = {
     "swept, fp32": (301, FP32, 0),
 }
 
+# Every dtype, kept and swept, packed and not.
+TYPICAL = ("kept, packed, bf16", "swept, fp16", "swept, fp32")
+
+
+def ways_and_cases(everywhere, typically):
+    """Each case of `everywhere` in all ways, each of `typically` in the typical ones: a sweep's
+    arithmetic does not know how it came by a tile."""
+    pairs = [(way, case) for case in everywhere for way in WAYS]
+    pairs += [(way, case) for case in typically for way in TYPICAL if case not in everywhere]
+    return pytest.mark.parametrize(("way", "case"), pairs, indirect=["way"])
+
 
 @pytest.fixture(params=WAYS)
 def way(request, monkeypatch):
@@ -48,6 +60,11 @@ def way(request, monkeypatch):
     return vocab, dtype
 
 
+@pytest.fixture
+def triton_backend():
+    return backends.backend("triton")
+
+
 def test_ways_are_what_they_say(way, request):
     vocab, dtype = way
     name = request.node.callspec.params["way"]
@@ -57,7 +74,7 @@ def test_ways_are_what_they_say(way, request):
     assert plan.PACKED is ("packed" in name)
 
 
-@pytest.mark.parametrize("case", CASES)
+@ways_and_cases(["random", "banned"], CASES)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_precision_of_logits(name, case, way):
     # About 1e4 each error is a few roundings: the largest of many rows are compared, of short ones.
@@ -66,13 +83,13 @@ def test_precision_of_logits(name, case, way):
     got = ours(s, t, *DIVERGENCES[name], "triton")
     exact = ours(s.double(), t.double(), *DIVERGENCES[name], "reference")
     torchs = plain(s, t, *DIVERGENCES[name])
-    assert_as_precise_as_torch(got[0], exact[0], torchs[0], torch.float32)
+    assert_as_precise(got[0], exact[0], torchs[0], torch.float32)
     if name == "tvd" and case == "huge":
         return  # p = q = 1/2 up to rounding: at its kink
-    assert_as_precise_as_torch(got[1], exact[1], torchs[1], s.dtype)
+    assert_as_precise(got[1], exact[1], torchs[1], s.dtype)
 
 
-@pytest.mark.parametrize("case", ["near", "banned", "opposed"])
+@ways_and_cases(["banned"], ["near", "opposed"])
 @pytest.mark.parametrize(("name", "tail"), PAIRS)
 def test_precision_of_buckets(name, tail, case, way):
     # Reverse KL is the largest, and errs by a rounding of it: that of many rows is compared.
@@ -81,12 +98,12 @@ def test_precision_of_buckets(name, tail, case, way):
     got = ours(s, teacher, *DIVERGENCES[name], "triton", tail=tail)
     exact = ours(s.double(), teacher, *DIVERGENCES[name], "reference", tail=tail)
     torchs = ours(s, teacher, *DIVERGENCES[name], "reference", tail=tail)
-    assert_as_precise_as_torch(got[0], exact[0], torchs[0], torch.float32)
+    assert_as_precise(got[0], exact[0], torchs[0], torch.float32)
     finite = exact[0].isfinite()
-    assert_as_precise_as_torch(*(x[1][finite] for x in (got, exact, torchs)), s.dtype)
+    assert_as_precise(*(x[1][finite] for x in (got, exact, torchs)), s.dtype)
 
 
-@pytest.mark.parametrize("case", ["random", "near", "huge", "far", "banned", "saturated"])
+@ways_and_cases(["random", "banned"], ["near", "huge", "far", "saturated"])
 def test_selection_and_its_sums(case, way):
     vocab, dtype = way
     x, _ = logits(case, vocab, dtype, rows=8)
@@ -188,6 +205,53 @@ def test_any_layout_gives_the_same(layout, dtype):
         assert torch.equal(got, expected)
 
 
+@pytest.mark.parametrize("dtype", [FP32, *HALVES])
+@pytest.mark.parametrize("shape", [(5000,), (3, 129), (2, 3, 64), (0, 7)])
+def test_scaled_gradient_is_the_rounded_product(shape, dtype, triton_backend):
+    x = torch.randn(shape).to(dtype)
+    for factor in (torch.tensor(0.3), torch.tensor(-2.5, dtype=torch.bfloat16), torch.tensor(0.0)):
+        got = x.clone()
+        triton_backend.scale_(got, factor)
+        # (The interpreter cuts bf16 off, where a GPU rounds.)
+        rtol = torch.finfo(dtype).eps if dtype is BF16 else 0
+        torch.testing.assert_close(got, (x.float() * factor).to(dtype), rtol=rtol, atol=0)
+
+
+def test_scaling_leaves_what_lies_between_rows(triton_backend):
+    memory = torch.randn(4, 3, 80)
+    before = memory.clone()
+    triton_backend.scale_(memory[::2, :, 3:70], torch.tensor(4.0))
+    inside = torch.zeros_like(memory, dtype=torch.bool)
+    inside[::2, :, 3:70] = True
+    assert torch.equal(memory, torch.where(inside, 4 * before, before))
+
+
+def test_scaling_by_one_moves_nothing(triton_backend):
+    x = torch.tensor([math.nan, math.inf, -0.0, 1.0]).repeat(2, 1500)
+    before = x.view(torch.int32).clone()
+    with counted() as found:
+        triton_backend.scale_(x, torch.tensor(1.0))
+    assert torch.equal(x.view(torch.int32), before)
+    assert (found.loaded, found.stored) == (2 * 4, 0)  # the factor, of each row
+
+
+@pytest.mark.parametrize("teacher", ["logits", "topk"])
+@pytest.mark.parametrize("dtype", [FP32, *HALVES])
+def test_scaled_loss_scales_its_gradient(teacher, dtype):
+    s, t = logits("random", 300, dtype, rows=6)
+    ids = torch.tensor([1, 2, 0] * 2)
+    side = t if teacher == "logits" else topk_logprobs(t, 5, backend="triton")
+    gradients = []
+    for factor in (1.0, 3.0):
+        leaf = s.clone().requires_grad_()
+        (factor * span_kl(leaf, side, ids, backend="triton").loss).backward()
+        gradients.append(leaf.grad)
+    rtol = torch.finfo(dtype).eps if dtype is BF16 else 0  # cut off, as above
+    torch.testing.assert_close(
+        gradients[1], (3 * gradients[0].float()).to(dtype), rtol=rtol, atol=0
+    )
+
+
 def test_rows_beyond_two_to_the_31st_entry():
     """Rows 2^31 + 5 entries apart: only their addresses are that large."""
     stride, vocab = 2**31 + 5, 8
@@ -213,8 +277,8 @@ def test_precision_of_real_vocabularies(name, vocab):
         got = ours(s, t, *DIVERGENCES[name], "triton")
         exact = ours(s.double(), t.double(), *DIVERGENCES[name], "reference")
         torchs = plain(s, t, *DIVERGENCES[name])
-        assert_as_precise_as_torch(got[0], exact[0], torchs[0], torch.float32)
-        assert_as_precise_as_torch(got[1], exact[1], torchs[1], torch.bfloat16)
+        assert_as_precise(got[0], exact[0], torchs[0], torch.float32)
+        assert_as_precise(got[1], exact[1], torchs[1], torch.bfloat16)
         check_selection(s, 64, topk_logprobs(s, 64, backend="triton"))
 
 

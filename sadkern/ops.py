@@ -321,35 +321,37 @@ def _(kind: str, source: Tensors, numbers: list[float], n: int, *settings: Any) 
 
 
 @torch.library.custom_op("sadkern::with_gradient", mutates_args=())
-def with_gradient(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """`loss`, whose derivative with respect to `inputs[i]` is `gradients[i]`."""
+def with_gradient(
+    loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor], backend: str
+) -> Tensor:
+    """`loss`, whose derivative with respect to `inputs[i]` is `gradients[i]`, made by `backend`."""
     return loss.clone()
 
 
 @with_gradient.register_fake
-def _(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+def _(loss: Tensor, inputs: Sequence[Tensor], gradients: Sequence[Tensor], backend: str) -> Tensor:
     return torch.empty_like(loss)
 
 
 @torch.library.custom_op("sadkern::scale_", mutates_args=("gradient",))
-def scale_(gradient: Tensor, factor: Tensor) -> None:
-    """gradient *= factor; a factor of 1 on the CPU, the usual case, touches nothing."""
-    if factor.device.type != "cpu" or factor.item() != 1:
-        gradient.mul_(factor)
+def scale_(gradient: Tensor, factor: Tensor, backend: str) -> None:
+    """gradient *= factor; a factor of 1, the usual case, touches nothing."""
+    backends.choose(backend, gradient.dtype, gradient.device).scale_(gradient, factor)
 
 
 @scale_.register_fake
-def _(gradient: Tensor, factor: Tensor) -> None:
+def _(gradient: Tensor, factor: Tensor, backend: str) -> None:
     return None
 
 
 def _save(
-    ctx: Any, inputs: tuple[Tensor, Sequence[Tensor], Sequence[Tensor]], output: Tensor
+    ctx: Any, inputs: tuple[Tensor, Sequence[Tensor], Sequence[Tensor], str], output: Tensor
 ) -> None:
     ctx.save_for_backward(*inputs[2])
+    ctx.backend = inputs[3]
 
 
-def _backward(ctx: Any, dloss: Tensor) -> tuple[None, list[Tensor], list[None]]:
+def _backward(ctx: Any, dloss: Tensor) -> tuple[None, list[Tensor], list[None], None]:
     if torch.is_grad_enabled():
         raise RuntimeError(
             "span_kl has no second derivative: its gradient is computed in the forward pass. "
@@ -358,10 +360,10 @@ def _backward(ctx: Any, dloss: Tensor) -> tuple[None, list[Tensor], list[None]]:
     gradients: Sequence[Tensor] = ctx.saved_tensors
     if torch._C._autograd._get_current_graph_task_keep_graph():
         # retain_graph=True: a later backward pass needs the gradient unscaled.
-        return None, [gradient * dloss for gradient in gradients], [None] * len(gradients)
+        return None, [gradient * dloss for gradient in gradients], [None] * len(gradients), None
     for gradient in gradients:
-        scale_(gradient, dloss)
-    return None, list(gradients), [None] * len(gradients)
+        scale_(gradient, dloss, ctx.backend)
+    return None, list(gradients), [None] * len(gradients), None
 
 
 with_gradient.register_autograd(_backward, setup_context=_save)

@@ -197,7 +197,7 @@ def span_kl(
     if any(wanted):
         pairs = zip(given, gradients, wanted, strict=True)
         inputs, found = zip(*((x, dx) for x, dx, is_wanted in pairs if is_wanted), strict=True)
-        loss = ops.with_gradient(loss, list(inputs), list(found))
+        loss = ops.with_gradient(loss, list(inputs), list(found), backend)
     return SpanLoss(loss, *rest)
 
 

@@ -1,10 +1,7 @@
 """Whether what bench.gpu times is right: every backend against the reference in float64.
 
-The rule: the largest error is at most twice that of the same formula in plain PyTorch at the same
-dtype, plus one unit of rounding of the largest result, or of 1. Four times for the reference in
-less than float64: it is plain PyTorch too, and which order of sums is luckier is chance. Moreover
-two runs must give the same bits, and on a GPU nothing may wait for the device. A check raises where
-it fails.
+By the rule of `bench.formulas.assert_as_precise`. Moreover two runs must give the same bits, and on
+a GPU nothing may wait for the device. A check raises where it fails.
 """
 
 from __future__ import annotations
@@ -15,9 +12,9 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from bench.common import name_of
+from bench.formulas import assert_as_precise
 from bench.gpu.cases import PARTS
 from bench.gpu.problems import (
     Problem,
@@ -34,7 +31,6 @@ from sadkern import backends, span_kl, topk_logprobs
 from sadkern.span_kl import DIVERGENCES, TAILS
 
 KINDS = ("random", "near", "banned")
-FACTOR = {"reference": 4}  # of PyTorch's error, where it is not 2
 WAITING = "waiting"  # the part of what guards no timing: a wait makes nothing wrong
 
 
@@ -90,22 +86,6 @@ def supported(name: str, tail: str) -> bool:
     return (name, tail) != ("reverse_kl", "renormalize")  # which would be infinite
 
 
-def compare(what: str, got: Tensor, exact: Tensor, plain: Tensor, factor: int = 2) -> None:
-    """The rule; infinite results must be exactly so. AssertionError says by how much."""
-    got = got.to(exact.device)
-    eps, finite = torch.finfo(got.dtype).eps, exact.isfinite()
-    assert torch.equal(got[~finite].double(), exact[~finite]), f"{what}: not as infinite as exact"
-    if not finite.any():
-        return
-    got, exact, plain = got[finite].double(), exact[finite], plain[finite].double()
-    error = (got - exact).abs().max().item()
-    torchs = (plain - exact).abs().nan_to_num(0, 0, 0).max().item()
-    rounding = eps * max(1.0, exact.abs().max().item())
-    assert error <= factor * torchs + rounding, (
-        f"{what}: error {error:.2e}, PyTorch's {torchs:.2e}, a unit of rounding {rounding:.2e}"
-    )
-
-
 def check_problem(
     make: Callable[[], Problem], dtype: torch.dtype, backend: str, device: torch.device
 ) -> None:
@@ -118,7 +98,7 @@ def check_problem(
         plain = {k: torch.where(x.isfinite(), x.float(), wide[k].float()) for k, x in plain.items()}
     got = found_by(problem, backend)
     for what in plain:
-        compare(what, got[what], exact[what], plain[what], FACTOR.get(backend, 2))
+        assert_as_precise(got[what], exact[what], plain[what], what=what)
 
 
 def check_selection(
@@ -131,7 +111,7 @@ def check_selection(
     assert torch.equal(found.ids, exact.ids), "ids are not those of a stable sort"
     for what in ("logprobs", "tail_mass", "entropy", "lse"):
         got, truth, torchs = (getattr(y, what) for y in (found, exact, plain))
-        compare(what, got, truth, torchs, FACTOR.get(backend, 2))
+        assert_as_precise(got, truth, torchs, what=what)
 
 
 def check_same_bits(

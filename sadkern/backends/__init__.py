@@ -1,5 +1,5 @@
-"""Where rows are worked on. Every backend offers the same two functions, `divergence_rows` and
-`topk_rows`, and `empty`, memory for what they write; `choose` says which one serves a call.
+"""Where rows are worked on. Every backend offers the same functions: `divergence_rows`,
+`topk_rows`, `scale_` and `empty`, memory for what they write; `choose` says which serves a call.
 """
 
 from __future__ import annotations

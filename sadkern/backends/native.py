@@ -24,6 +24,8 @@ except ImportError as error:
     _C = None
     _import_error = str(error)
 
+scale_ = reference.scale_
+
 # What is smaller comes from memory that the system's allocator recycles itself.
 RECYCLED_BYTES = 4 << 20
 

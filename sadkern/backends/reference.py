@@ -115,6 +115,12 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     )
 
 
+def scale_(gradient: Tensor, factor: Tensor) -> None:
+    """gradient *= factor []; on the CPU a factor of 1 touches nothing."""
+    if factor.device.type != "cpu" or factor.item() != 1:
+        gradient.mul_(factor)
+
+
 def entropy_of(lp: Tensor) -> Tensor:
     """[...]: - sum p log p of log-probabilities [..., V]."""
     return -_times_unless_zero(lp.exp(), lp).sum(-1)

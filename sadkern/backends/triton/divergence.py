@@ -56,6 +56,20 @@ def finite(top):
 
 
 @triton.jit
+def below(part, whole):
+    """A part's maximum less that of the whole: 0 where they are equal, be it at -inf."""
+    return tl.where(part == whole, 0.0, part - whole)
+
+
+@triton.jit
+def recentred(moment, total, by, scale):
+    """sum e^x y of a part, whose sum of e^x is `total`, after `by` is added to y and e^x is
+    multiplied by `scale`. A part that has no weight then has no moment, and `by` may be -inf.
+    (Not `> 0`: a NaN must come through.)"""
+    return tl.where(total * scale == 0, 0.0, (moment + total * by) * scale)
+
+
+@triton.jit
 def log(x):
     """log x for normal x > 0, without a branch and with all digits near 1: of x = 2^n (1 + f) it is
     n log 2 + f + f^2 Q(f), the polynomial that csrc/cpu/simd.h has. log 0 comes out as about -88, a
@@ -124,19 +138,15 @@ def among_tops(own, top, other):
 @triton.jit
 def moved(a, top_s, top_t, s_of_top_t, t_of_top_s, inv_temperature):
     """The state `a` with its moments centred on those of a whole that it is a part of."""
-    # Equal maxima are tested for: -inf - -inf is not a number.
-    lower_s = tl.where(a.top_s == top_s, 0.0, a.top_s - top_s)
-    lower_t = tl.where(a.top_t == top_t, 0.0, a.top_t - top_t)
+    lower_s, lower_t = below(a.top_s, top_s), below(a.top_t, top_t)
     shift_s, shift_t = lower_s * inv_temperature, lower_t * inv_temperature
     scale_s, scale_t = tl.exp(shift_s), tl.exp(shift_t)
     sum_s, sum_t = a.sum_s * scale_s, a.sum_t * scale_t
     other_s = (finite(a.s_of_top_t) - finite(s_of_top_t)) * inv_temperature
     other_t = (finite(a.t_of_top_s) - finite(t_of_top_s)) * inv_temperature
-    # A part without weight on a side has nothing to say about that side's moments, and its shift
-    # may be -inf. (Not `> 0`: a NaN must come through.)
-    ent_t = tl.where(sum_t == 0, 0.0, (a.ent_t + a.sum_t * shift_t) * scale_t)
-    cross_t = tl.where(sum_t == 0, 0.0, (a.cross_t + a.sum_t * (shift_t - other_s)) * scale_t)
-    cross_s = tl.where(sum_s == 0, 0.0, (a.cross_s + a.sum_s * (shift_s - other_t)) * scale_s)
+    ent_t = recentred(a.ent_t, a.sum_t, shift_t, scale_t)
+    cross_t = recentred(a.cross_t, a.sum_t, shift_t - other_s, scale_t)
+    cross_s = recentred(a.cross_s, a.sum_s, shift_s - other_t, scale_s)
     sum_h = tl.where(sum_s == 0, 0.0, a.sum_h * tl.exp(lower_s))
     return RowState(
         top_s, sum_s, top_t, sum_t, ent_t, cross_t, cross_s, sum_h, s_of_top_t, t_of_top_s

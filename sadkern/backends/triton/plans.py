@@ -47,6 +47,7 @@ SM_80: Table = {
     ("span_kl_topk", False): Choice(1024, 8, 3),
     ("topk", True): Choice(2048, 8),
     ("topk", False): Choice(2048, 16, 3),
+    ("scale", False): Choice(4096, 8),
 }
 SM_90: Table = {
     **SM_80,
@@ -85,7 +86,7 @@ def choose(kernel: str, capability: tuple[int, int], vocab: int, *sides: Tensor)
     # (A gradient has the dtype of its logits, or else these are fp32.)
     packed = all(map(_holds_words, sides)) and vocab % 2 == 0
     read = 2 if kernel in ("state", "mixture") else 1
-    kept = read * vocab * (WORD // 2 if packed else WORD) <= ON_CHIP[kernel]
+    kept = read * vocab * (WORD // 2 if packed else WORD) <= ON_CHIP.get(kernel, 0)
     choice = table[kernel, kept]
     tile = min(choice.tile, max(128, power_of_two(vocab)))
     warps = min(choice.warps, max(4, power_of_two(vocab) // 1024))

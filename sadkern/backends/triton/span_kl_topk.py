@@ -36,8 +36,7 @@ class Tail(NamedTuple):
 def merge_tails(a, b, inv_temperature):
     """As `divergence.merge`."""
     top = tl.maximum(a.top, b.top)
-    lower_a = tl.where(a.top == top, 0.0, a.top - top)
-    lower_b = tl.where(b.top == top, 0.0, b.top - top)
+    lower_a, lower_b = of.below(a.top, top), of.below(b.top, top)
     return Tail(
         top,
         a.sum * tl.exp(lower_a * inv_temperature) + b.sum * tl.exp(lower_b * inv_temperature),

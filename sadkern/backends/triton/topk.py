@@ -40,21 +40,17 @@ def sums_of(logits, inv_temperature):
 
 
 @triton.jit
-def moved(a, top, inv_temperature):
-    """Sum and moment of `a`, centred on a higher maximum."""
-    shift = tl.where(a.top == top, 0.0, a.top - top) * inv_temperature
-    scale = tl.exp(shift)
-    total = a.sum * scale
-    return total, tl.where(total == 0, 0.0, (a.ent + a.sum * shift) * scale)
-
-
-@triton.jit
 def merge(a, b, inv_temperature):
     """As `divergence.merge`."""
     top = tl.maximum(a.top, b.top)
-    sum_a, ent_a = moved(a, top, inv_temperature)
-    sum_b, ent_b = moved(b, top, inv_temperature)
-    return Sums(top, sum_a + sum_b, ent_a + ent_b)
+    shift_a = of.below(a.top, top) * inv_temperature
+    shift_b = of.below(b.top, top) * inv_temperature
+    scale_a, scale_b = tl.exp(shift_a), tl.exp(shift_b)
+    return Sums(
+        top,
+        a.sum * scale_a + b.sum * scale_b,
+        of.recentred(a.ent, a.sum, shift_a, scale_a) + of.recentred(b.ent, b.sum, shift_b, scale_b),
+    )
 
 
 @triton.jit
