@@ -208,7 +208,10 @@ trainer.train()
 if trainer.is_world_process_zero():
     found = {k.removeprefix("module."): g for k, g in trainer.gradients.steps[0].items()}
     torch.save((found, trainer.state.log_history[0]), here / "found.pt")
-trainer.accelerator.end_training()  # else the threads between the two may abort the exit
+accelerator = trainer.accelerator
+del trainer  # and end the threads between the two, which may abort the exit
+accelerator.free_memory()
+accelerator.end_training()
 """
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

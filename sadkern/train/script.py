@@ -114,8 +114,12 @@ def main(arguments: Sequence[str]) -> None:
         trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
-    # Several processes: left to the interpreter's exit, the threads between them may abort it.
-    trainer.accelerator.end_training()
+    # Several processes: left to the interpreter's exit, the threads between them may abort it, and
+    # those of a wrapped model are there as long as that is.
+    accelerator = trainer.accelerator
+    del trainer
+    accelerator.free_memory()
+    accelerator.end_training()
 
 
 def last_checkpoint(output_dir: str | Path) -> str | None:
