@@ -4,25 +4,21 @@ import json
 import re
 import sys
 from functools import cache
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_profiles import CASES, chat, labelled
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import trainers as trainers_of
 from transformers import PreTrainedTokenizerFast
 
-from sadkern.spans import ACT, REASON, Profile, Segmentation, Span, align, segment
-from sadkern.spans.profiles import Marker
+from sadkern.spans import ACT, NAMED, REASON, Segmentation, Span, align, segment
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hotpotqa.dev.jsonl"
 R, A = REASON, ACT
-
-
-def labelled(found):
-    return [(kind, found.text[start:end]) for start, end, kind in found.spans]
 
 
 def token_kinds(aligned):
@@ -101,85 +97,11 @@ def metaspace(ends_itself=False):
 
 TOKENIZERS = [byte_level, metaspace]
 
-PAPER = [
-    (
-        "You are a helper in a house.\nGoal: Put the soap on the sink.\n"
-        "Reasoning: First, where is the soap?\nAction: go to bathroom.\n"
-        "Observation: You see a soap.\nAction: take soap.",
-        [(R, "First, where is the soap?"), (A, "go to bathroom."), (A, "take soap.")],
-    ),
-    (
-        "User goal: A camera under $100.\r\nReasoning: Search first.\r\n"
-        'Action: [Search] "camera".\r\nPage 1 of 3\r\nAction: [Buy] it \r\n',
-        [(R, "Search first."), (A, '[Search] "camera".'), (A, "[Buy] it")],
-    ),
-    (
-        "Q: Where was its author born?\nLet us think step by step.\nReasoning: Darwin wrote it.\n"
-        "Reasoning: He was born in Shrewsbury.\nAnswer: Shrewsbury",
-        [(R, "Darwin wrote it."), (R, "He was born in Shrewsbury."), (A, "Shrewsbury")],
-    ),
-    (
-        "Instruction: be brief.\nReasoning: two things:\n- a knife\n\n- a pan\nGoal: unchanged\n"
-        "Action:\tslice bread\nYou sliced it. Action: nothing\n",
-        [(R, "two things:\n- a knife\n\n- a pan"), (A, "slice bread")],
-    ),
-    (
-        "Reasoning:\nAction:   \n  Reasoning:  le café 漢字 😀 est fermé  \nAction:open café\n"
-        "reasoning: in small letters this is no marker\n",
-        [(R, "le café 漢字 😀 est fermé"), (A, "open café")],
-    ),
-]
-
-REACT = [
-    (
-        "Question: In what year did the band split?\nThought 1: I need its name.\n"
-        "Action 1: Search[Creed]\nObservation 1: A creed is a statement.\nIt is old.\n"
-        "Thought 2: So 2004.\nAction 2: Finish[2004]\nObservation 2: Answer is CORRECT\n",
-        [(R, "I need its name."), (A, "Search[Creed]"), (R, "So 2004."), (A, "Finish[2004]")],
-    ),
-    (
-        "Below is an instruction.\n\n### Instruction:\nWho won?\n\n### Response:\n"
-        "Thought: Look it up.\nAction: search[Who won?]\nObservation: The Jayhawks\n"
-        "Thought: I have it.\nAction: finish[The Jayhawks]\nObservation: Episode finished\n",
-        [
-            (R, "Look it up."),
-            (A, "search[Who won?]"),
-            (R, "I have it."),
-            (A, "finish[The Jayhawks]"),
-        ],
-    ),
-    (
-        "ActionPath 1: Start\nThought 1: Either node will do.\nActionPath 2: Start->Search\n"
-        "Action 12: Lookup[Ariel: a role]\nThought 12 : Done",
-        [(R, "Either node will do."), (A, "Lookup[Ariel: a role]"), (R, "Done")],
-    ),
-    (
-        "Thought 1: It lists\r\n  1. one\r\n  2. two\r\nAction 1: Finish[two]\r\n",
-        [(R, "It lists\r\n  1. one\r\n  2. two"), (A, "Finish[two]")],
-    ),
-    (
-        "Thoughts: no marker\nThought 1: Straße, ಕನ್ನಡ?\nAction 1:\nObservation 1: Thought: no\n"
-        "Action 2: Search[ಕನ್ನಡ]\nInvalid action! Action 3: x",
-        [(R, "Straße, ಕನ್ನಡ?"), (A, "Search[ಕನ್ನಡ]")],
-    ),
-]
-
-
-@pytest.mark.parametrize(
-    ("profile", "text", "expected"),
-    [("paper", *case) for case in PAPER] + [("react", *case) for case in REACT],
-)
-def test_hand_labelled(profile, text, expected):
-    found = segment(text, profile)
-    assert labelled(found) == expected
-    assert (found.text, found.profile, found.warnings) == (text, profile, [])
-    assert segment(text) == found  # and "auto" finds the same one
-
 
 @pytest.mark.parametrize("build", TOKENIZERS)
-@pytest.mark.parametrize("text", [text for text, _ in PAPER + REACT])
-def test_round_trip(build, text):
-    assert_round_trip(build(), segment(text))
+@pytest.mark.parametrize("record", [record for cases in CASES.values() for record, _ in cases])
+def test_round_trip(build, record):
+    assert_round_trip(build(), segment(record))
 
 
 def assert_round_trip(tokenizer, found):
@@ -297,7 +219,7 @@ def test_every_byte_of_a_character_is_supervised(build):
 
 @pytest.mark.parametrize("build", TOKENIZERS)
 def test_truncation_is_counted(build):
-    found = segment(REACT[0][0])
+    found = segment(CASES["react-hotpotqa"][0][0])
     whole = align(found, build())
     assert whole.truncated == {R: 0, A: 0}
     for length in range(1, len(whole.input_ids) + 2):
@@ -313,7 +235,7 @@ def test_earlier_settings_of_a_tokenizer_cut_nothing():
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.enable_truncation(2)
     tokenizer.backend_tokenizer.enable_padding(length=512)
-    assert_round_trip(tokenizer, segment(REACT[0][0]))
+    assert_round_trip(tokenizer, segment(CASES["react-hotpotqa"][0][0]))
 
 
 def test_prompt_comes_first_and_is_unsupervised():
@@ -330,30 +252,40 @@ def test_prompt_comes_first_and_is_unsupervised():
 
 
 def test_nothing_found_is_said():
-    for text in ("", "Hello.", " \r\n\r\n", "Observation: a"):
+    for text in ("Hello.", "Observation: a"):
         found = segment(text)
         assert (found.spans, found.profile) == ([], None)
         assert found.warnings == [
-            "no span found: no line begins with a supervised marker of the profiles paper, react"
+            "no span found: no line begins with a supervised marker of any profile"
         ]
-    named = segment("Reasoning: a", "react")
-    assert (named.spans, named.profile) == ([], "react")
-    assert "no line begins with a supervised marker of the profile react" in named.warnings[0]
+    for text in ("", " \r\n\r\n"):
+        assert segment(text).warnings == ["no span found: there is no text"]
+    named = segment("Reasoning: a", "react-hotpotqa")
+    assert (named.spans, named.profile) == ([], "react-hotpotqa")
+    assert "no line begins with a supervised marker of the profile react-hot" in named.warnings[0]
     empty = segment("Thought 1:\nAction 1: ")
-    assert (empty.spans, empty.profile) == ([], "react")
-    assert "react is without content" in empty.warnings[0]
+    assert (empty.spans, empty.profile) == ([], "react-hotpotqa")
+    assert "react-hotpotqa is without content" in empty.warnings[0]
 
 
 @pytest.mark.parametrize(
     ("record", "profile", "message"),
     [
-        ("a", "alfworld", "profile 'alfworld': expected auto, paper, react"),
-        ("a", None, "profile None: expected auto, paper, react"),
-        (b"a", "auto", "record is bytes: expected a string or a mapping"),
-        (["a"], "auto", "record is list: expected"),
-        ({"messages": []}, "auto", r"record has \['messages'\]: expected a string under \"text\""),
+        ("a", "alfworld", "profile 'alfworld': expected auto, react-webshop, eto, paper"),
+        ("a", None, "profile None: expected auto, react-webshop"),
+        (b"a", "auto", "record is bytes: expected a string, a list of messages, or a mapping"),
+        (["a"], "auto", r"messages\[0\] is str: expected a mapping"),
+        ({"messages": 3}, "auto", '"messages" of int: expected a string under "text", or a list'),
         ({"text": 3}, "auto", 'record has "text" of int: expected a string'),
+        ({"id": 3}, "auto", r"record has \['id'\]: expected a string"),
         ({"text": "a", "prompt": []}, "auto", 'record has "prompt" of list: expected a string'),
+        ([{"content": "a"}], "auto", r"messages\[0\] has no role: expected one of assistant"),
+        ([{"role": "user", "content": 3}], "auto", r"messages\[0\] has content of int: expected"),
+        (
+            [{"role": "assistant", "tool_calls": [{"id": 3}]}],
+            "auto",
+            r"messages\[0\] has tool call \{'id': 3\}: expected a function with a name",
+        ),
     ],
 )
 def test_wrong_arguments_of_segment(record, profile, message):
@@ -371,21 +303,6 @@ def test_wrong_arguments_of_align():
         align(segment("Action: go"), byte_level(), max_length=0)
     with pytest.raises(ValueError, match="half a surrogate pair at character 8"):
         align(segment("Action: \ud83d"), byte_level())
-
-
-def test_own_profile():
-    """The order of the markers decides between two that match."""
-    mine = Profile("mine", (Marker(r"Do: think\b", R), Marker("Do:", A), Marker("Env:")))
-    found = segment("Do: think hard\nDo: run\nEnv: Do: no", mine)
-    assert (found.profile, labelled(found)) == ("mine", [(R, "hard"), (A, "run")])
-    for pattern, kind, message in [
-        ("(Do):", A, "capturing group"),
-        ("(Do:", A, "expected a regular expression"),
-        ("x*", A, "matches the empty string"),
-        ("Do:", 3, "kind 3, expected 0, 1 or 2"),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            Marker(pattern, kind)
 
 
 # White space of every sort and all of Unicode, but no colon, so that no content begins a marker, no
@@ -415,41 +332,103 @@ def test_any_interleaving(head, transcript):
         kind = MARKERS[marker]
         own = newline.join(lines) if kind == R else lines[0]
         expected += [(kind, own.strip())] if kind and own.strip() else []
-    found = segment(text, "react")
+    found = segment(text, "react-hotpotqa")
     assert labelled(found) == expected
     assert bool(found.warnings) == (not expected)
     for build in TOKENIZERS:
         assert_round_trip(build(), found)
 
 
+OTHER_MARKERS = [
+    *(
+        "Reasoning:",
+        "Answer:",
+        "Goal:",
+        "Action: think[",
+        "Action: reset",
+        "> ",
+        "> think:",
+        " think:",
+    ),
+    *(
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "[TOOL_CALLS]",
+        "```\n",
+        "\n```",
+        "ACTION:",
+    ),
+    *(
+        "<command>",
+        "</command>",
+        "DISCUSSION\n",
+        "THOUGHT:",
+        "Act:",
+        "(Open file: a)",
+        "<|im_end|>\n",
+    ),
+    *("<|im_start|>assistant\n", "<|im_start|>user\n", "Final Answer:", "Action Input:"),
+]
 soup = st.lists(
     st.one_of(
-        st.sampled_from([*MARKERS, "Reasoning:", "Answer:", "Goal:", "\n", "\r\n", "\r", " ", ":"]),
+        st.sampled_from([*MARKERS, *OTHER_MARKERS, "\n", "\n", "\r\n", "\r", " ", ":"]),
         st.sampled_from(["\u2581", "<s>", "<0x0A>", "<|endoftext|>", "é漢", "\x85", "\u2028"]),
         st.text(max_size=5),
     ),
     max_size=20,
 ).map("".join)
+profiles = st.sampled_from(["auto", *NAMED])
 
 
-@given(soup, st.sampled_from(["auto", "paper", "react"]), st.integers(1, 40))
-@settings(max_examples=150, deadline=None)
-@example("\nAction:\nAction:a", "auto", 1)
-def test_any_text(text, profile, max_length):
-    found = segment(text, profile)
-    assert found.text == text
+def check_any(record, profile, max_length):
+    found = segment(record, profile)
     assert found.spans or found.warnings
     place = 0
-    for start, end, kind in found.spans:
-        assert place <= start < end <= len(text)
-        assert text[start:end] == text[start:end].strip()
+    for (start, end, kind), stop in zip(found.spans, found.stops, strict=True):
+        assert place <= start < end <= stop <= len(found.text) + 1
+        assert found.text[start:end] == found.text[start:end].strip()
         assert kind in (R, A)
-        line = text.rfind("\n", 0, start) + 1
-        assert kind == R or re.match(r"[ \t]*(Action( ?\d+)?|Answer) ?:\s*$", text[line:start])
         place = end
-    aligned = align(found, byte_level(), max_length)
-    assert len(aligned.input_ids) == len(aligned.span_ids) <= max_length
-    assert set(aligned.span_ids) <= {0, R, A}
+    assert found.stops == sorted(found.stops)
+    for tokenizer in (byte_level(), metaspace()):
+        aligned = align(found, tokenizer, max_length)
+        assert len(aligned.input_ids) == len(aligned.span_ids) <= max_length
+        assert set(aligned.span_ids) <= {0, R, A}
+    return found
+
+
+@given(soup, profiles, st.integers(1, 40))
+@settings(max_examples=300, deadline=None)
+@example("\nAction:\nAction:a", "auto", 1)
+def test_any_text(text, profile, max_length):
+    found = check_any(text, profile, max_length)
+    assert found.text == text
+    if found.profile in ("paper", "react-hotpotqa"):
+        for start, _, kind in found.spans:
+            line = text.rfind("\n", 0, start) + 1
+            marker = r"[ \t]*(Action( ?\d+)?|(Final )?Answer( ?\d+)?) ?:\s*$"
+            turn = text.rfind("assistant\n", 0, start) == line - len("assistant\n")
+            assert kind == R or turn or re.match(marker, text[line:start])
+
+
+@given(st.lists(soup, min_size=1, max_size=5), profiles, st.integers(1, 40))
+@settings(max_examples=150, deadline=None)
+def test_any_chat(contents, profile, max_length):
+    record = chat("Begin.", *contents)
+    found = check_any(record, profile, max_length)
+    place = 0
+    inside = []
+    for message in record:  # in each of the model's turns, and in none of the user's
+        written = message["content"] if message["content"].strip() else ""
+        start = found.text.find(written, place)
+        place = start + len(written)
+        if message["role"] == "assistant":
+            inside.append((start, place))
+    thinks = any("</think>" in text for text in contents)  # which may be written otherwise
+    for span in found.spans:
+        assert thinks or any(a <= span.start and span.end <= b for a, b in inside)
 
 
 @pytest.mark.parametrize(
@@ -466,6 +445,50 @@ def test_any_text(text, profile, max_length):
 def test_a_line_of_a_megabyte(text, expected):
     """With a scan that went back over the line, these would take hours."""
     assert segment(text).spans == [Span(*span) for span in expected]
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        *(
+            "> ",
+            ">",
+            ">\n",
+            "> \n\n ",
+            "\n\n ",
+            "<think>",
+            "<tool_call>x",
+            "</think>",
+            "```\n",
+            "[",
+            "]",
+        ),
+        *(
+            "Action: think[",
+            "Action: ",
+            "Thought 1 ",
+            "Action 12 ",
+            "Final ",
+            "x \n\t",
+            "<|im_start|>",
+        ),
+        *(
+            "<|im_start|>assistant\n",
+            "<function=a",
+            "(Open file: ",
+            "Action:\n",
+            "\r",
+            "é漢😀",
+            "DISCUSSION ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("name", NAMED)
+def test_a_megabyte_of_anything_in_any_profile(name, unit):
+    text = unit * (300_000 // len(unit))
+    for record in (text, [{"role": "assistant", "content": text}]):
+        found = segment(record, name)
+        assert all(a.end <= b.start for a, b in pairwise(found.spans))
 
 
 def test_work_grows_with_the_text():
@@ -512,7 +535,7 @@ def test_real_transcripts(form):
     assert len(both) >= 0.99 * len(real)
     for record, found in real:
         lines = re.findall(r"(?m)^(Thought|Action)(?: \d+)?:(.*)$", record["text"])
-        assert found.profile == "react"
+        assert found.profile == form
         assert labelled(found) == [
             ({"Thought": R, "Action": A}[name], own.strip()) for name, own in lines
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -403,8 +404,11 @@ def test_lines_that_are_no_trajectory_are_named_and_the_rest_survives(tmp_path, 
     named = [record.getMessage() for record in caplog.records]
     assert all(message.startswith(f"{path}:") for message in named)
     places = [message.removeprefix(f"{path}:").split(" left out: ")[0] for message in named]
-    assert places == ["2", "4, 5", "6", "7", "8", "9"]
-    assert named[1].endswith('left out: expected an object with a string "text"')
+    assert places == ["2", "4", "5", "6", "7", "8", "9"]
+    assert named[1].endswith(
+        'left out: record has "text" of int: expected a string under "text", or a list of messages '
+        'under "messages" or "conversations"'
+    )
 
 
 def test_of_many_lines_with_one_fault_the_first_are_named(tmp_path, caplog):
@@ -439,6 +443,23 @@ def test_what_is_left_out_and_cut_is_told(tokenizer, examples, caplog):
     assert short["input_ids"] == whole["input_ids"][:keep]
     lost = [whole["span_ids"].count(k) - short["span_ids"].count(k) for k in (REASON, ACT)]
     assert f"max_length={keep} cut {lost[0]} REASON and {lost[1]} ACT tokens" in caplog.text
+
+
+def test_what_is_too_long_is_cut_as_asked(tokenizer, examples, caplog):
+    whole = examples[1]
+    keep = len(whole["input_ids"]) // 2
+    (left,) = prepare(RECORDS[1:2], tokenizer, max_length=keep, truncation="left")
+    assert left["input_ids"][-3:] == whole["input_ids"][-3:]
+    assert len(left["input_ids"]) == keep
+    with pytest.raises(ValueError, match="no trajectory has a supervised token"):
+        prepare(RECORDS[1:2], tokenizer, max_length=keep, truncation="drop")
+    caplog.clear()
+    several = prepare(RECORDS[1:2], tokenizer, max_length=keep, truncation="split")
+    assert len(several) > 1
+    lost = re.search(r"cut (\d+) REASON and (\d+) ACT", caplog.text).groups()
+    for kind, cut in zip((REASON, ACT), lost, strict=True):
+        held = sum(one["span_ids"].count(kind) for one in several)
+        assert held + int(cut) == whole["span_ids"].count(kind)
 
 
 def test_nothing_supervised_is_refused(tokenizer):

@@ -10,8 +10,23 @@ r"""From an agent's transcript to the rows it is trained on.
 (1, 2)
 """
 
-from sadkern.spans.align import Example, align
-from sadkern.spans.profiles import ACT, REASON, Profile
+from sadkern.spans.align import Example, align, windows
+from sadkern.spans.kinds import ACT, REASON, UNSUPERVISED
+from sadkern.spans.profile import NAMED, Marker, Profile, load_profile
 from sadkern.spans.segment import Segmentation, Span, segment
 
-__all__ = ["ACT", "REASON", "Example", "Profile", "Segmentation", "Span", "align", "segment"]
+__all__ = [
+    "ACT",
+    "NAMED",
+    "REASON",
+    "UNSUPERVISED",
+    "Example",
+    "Marker",
+    "Profile",
+    "Segmentation",
+    "Span",
+    "align",
+    "load_profile",
+    "segment",
+    "windows",
+]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
-from sadkern.spans.profiles import ACT, REASON, UNSUPERVISED
+from sadkern.spans.kinds import ACT, REASON, UNSUPERVISED
 from sadkern.spans.segment import Segmentation, Span
+
+STRADDLES = ("first", "second", "none")
+TRUNCATIONS = ("right", "left", "drop", "split")
 
 
 @dataclass(frozen=True)
@@ -27,19 +32,35 @@ class Example:
     uncovered: int = 0
 
 
-def align(segmentation: Segmentation, tokenizer: Any, max_length: int | None = None) -> Example:
+def align(
+    segmentation: Segmentation,
+    tokenizer: Any,
+    max_length: int | None = None,
+    *,
+    truncation: str = "right",
+    straddle: str = "first",
+) -> Example:
     r"""Tokenise a segmentation's text once, and say of each row which span it is trained on.
 
     A token belongs to the span whose characters it holds, so that " Search" counts although the
-    blank before "Search" is outside; a token that holds characters of two spans belongs to the
-    first. The stop after a span belongs to it too: the white space that follows up to and including
-    the first token with a newline, or the EOS where the text ends before one. A stop that is part
-    of the span's own last token (".\n") needs no more.
+    blank before "Search" is outside. The stop after a span belongs to it too: the white space that
+    follows up to and including the first token with a newline, a token of the tokenizer's own for
+    what ends it (`</think>`, `<|im_end|>`), or the EOS where the text ends before. A stop that is
+    part of the span's own last token (".\n") needs no more. Linear in the number of tokens.
 
-    `tokenizer`: a fast one of transformers. Its special tokens are added as it adds them, and its
-    EOS at the end if it has one and did not put it there. `max_length`: tokens to keep, from the
-    left; what that cuts is counted. ValueError: a slow tokenizer, a text that is not Unicode (half
-    a surrogate pair), or `max_length` below 1. Linear in the number of tokens.
+    Args:
+        segmentation: of `segment`.
+        tokenizer: a fast one of transformers. Its special tokens are added as it adds them, and its
+            EOS at the end if it has one and did not put it there; none where the text has its own.
+        max_length: tokens to keep. What that cuts is counted.
+        truncation: where it cuts: "right", the end; "left", the beginning, a BOS excepted; "drop",
+            all of what is too long. (`windows` splits it instead.)
+        straddle: whose a token is that holds visible characters of a span and others: of "first"
+            that of the first span it meets, of "second" that of the last, of "none" nobody's.
+
+    Raises:
+        ValueError: a slow tokenizer, a text that is not Unicode (half a surrogate pair),
+            `max_length` below 1, an unknown policy.
 
     Source: Structured Agent Distillation, appendix D.2 and F.1, except that no span is tokenised
     by itself: merges differ there.
@@ -59,25 +80,103 @@ def align(segmentation: Segmentation, tokenizer: Any, max_length: int | None = N
     >>> short.input_ids, short.span_ids, short.truncated
     ([1, 2, 3, 4], [0, 1, 1, 0], {1: 2, 2: 3})
     """
+    if truncation not in TRUNCATIONS[:3]:
+        hint = ": `windows` does that" if truncation == "split" else ""
+        raise ValueError(f"truncation={truncation!r}: expected right, left or drop{hint}")
+    whole = _aligned(segmentation, tokenizer, max_length, straddle)
+    length = len(whole.ids)
+    keep = length if max_length is None else min(max_length, length)
+    if keep == length or truncation == "right":
+        kept = list(range(keep))
+    elif truncation == "drop":
+        kept = []
+    else:
+        has_bos = whole.offsets[0] == (0, 0)
+        kept = [*range(has_bos), *range(length - keep + has_bos, length)][:keep]
+    return whole.example(kept)
+
+
+def windows(
+    segmentation: Segmentation,
+    tokenizer: Any,
+    max_length: int | None = None,
+    *,
+    straddle: str = "first",
+) -> list[Example]:
+    """As `align`, but a text of more than `max_length` tokens becomes several examples.
+
+    They are cut where a step ends, behind an action's stop, so that each begins with what the
+    environment answered. Of a step that is longer by itself the end is cut, and counted.
+    """
+    whole = _aligned(segmentation, tokenizer, max_length, straddle)
+    if max_length is None:
+        max_length = len(whole.ids)
+    examples, start = [], 0
+    ends = [*whole.step_ends, len(whole.ids)]
+    while start < len(whole.ids):
+        fitting = [end for end in ends if start < end <= start + max_length]
+        end = max(fitting, default=start + max_length)
+        following = end if fitting else min(x for x in ends if x > start)
+        made = whole.example(list(range(start, end)), until=following)
+        if any(made.span_ids) or any(made.truncated.values()):
+            examples.append(made)
+        ends = [x for x in ends if x > following]
+        start = following
+    return examples
+
+
+class _Aligned(NamedTuple):
+    """All tokens of a text, and which span each belongs to."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+    kinds: list[int]  # [T], of tokens, not of rows
+    step_ends: list[int]  # tokens before which a step has ended and another begins
+    straddled: int
+    uncovered: int
+
+    def example(self, kept: Sequence[int], until: int | None = None) -> Example:
+        """Of the tokens `kept`. What is cut is counted over all others, or from the first one kept
+        up to `until`."""
+        rows = [
+            self.kinds[after] if after == token + 1 else UNSUPERVISED
+            for token, after in pairwise(kept)
+        ]
+        rows += [UNSUPERVISED] * bool(kept)
+        own = self.kinds[1:] if until is None else self.kinds[kept[0] + 1 : until]
+        return Example(
+            input_ids=[self.ids[token] for token in kept],
+            span_ids=rows,
+            truncated={kind: own.count(kind) - rows.count(kind) for kind in (REASON, ACT)},
+            straddled=self.straddled,
+            uncovered=self.uncovered,
+        )
+
+
+def _aligned(
+    segmentation: Segmentation, tokenizer: Any, max_length: int | None, straddle: str
+) -> _Aligned:
     if max_length is not None and max_length < 1:
         raise ValueError(f"max_length {max_length}: expected at least 1, or None")
-    ids, offsets = _tokenize(segmentation.text, tokenizer)
-    owned = _own(segmentation.text, segmentation.spans, offsets)
-    kinds = owned.kinds
-    for span, last in owned.last_tokens:
-        for token in range(last + 1, _stop(segmentation.text, span, last, offsets)):
-            kinds[token] = span.kind
-    keep = len(ids) if max_length is None else min(max_length, len(ids))
-    return Example(
-        input_ids=ids[:keep],
-        span_ids=[*kinds[1:keep], UNSUPERVISED][:keep],
-        truncated={kind: kinds[keep:].count(kind) for kind in (REASON, ACT)},
-        straddled=owned.straddled,
-        uncovered=owned.uncovered,
-    )
+    if straddle not in STRADDLES:
+        raise ValueError(f"straddle={straddle!r}: expected {', '.join(STRADDLES)}")
+    text, spans, stops = segmentation.text, segmentation.spans, segmentation.span_stops()
+    ids, offsets = _tokenize(text, tokenizer, segmentation.complete)
+    owned = _own(text, spans, offsets, straddle)
+    added = getattr(tokenizer, "added_tokens_decoder", {}).keys()
+    step_ends = []
+    for span, stop, last in zip(spans, stops, owned.last_tokens, strict=True):
+        if last < 0:
+            continue
+        reached = _stopped(text, last, stop, ids, offsets, added)
+        owned.kinds[last + 1 : reached] = [span.kind] * (reached - last - 1)
+        if span.kind == ACT:
+            step_ends.append(reached)
+    return _Aligned(ids, offsets, owned.kinds, step_ends, owned.straddled, owned.uncovered)
 
 
-def _tokenize(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+def _tokenize(text: str, tokenizer: Any, complete: bool) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and offsets; an EOS that stands at the end has those of one more character."""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"tokenizer is a {type(tokenizer).__name__}, which has no character offsets: expected "
@@ -91,36 +190,47 @@ def _tokenize(text: str, tokenizer: Any) -> tuple[list[int], list[tuple[int, int
             f"text has half a surrogate pair at character {error.start}: expected valid Unicode"
         ) from error
     # Not verbose: it would warn of a length beyond the model's, which max_length is there for.
-    encoding = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    options = {"add_special_tokens": False} if complete else {}
+    encoding = tokenizer(text, return_offsets_mapping=True, verbose=False, **options)
     ids = list(encoding["input_ids"])
     offsets = [(start, end) for start, end in encoding["offset_mapping"]]
     eos = tokenizer.eos_token_id
-    if eos is not None and ids[-1:] != [eos]:
-        ids.append(eos)
-        offsets.append((0, 0))
+    if eos is not None and not complete:
+        if ids[-1:] != [eos]:
+            ids.append(eos)
+            offsets.append((0, 0))
+        if offsets[-1][1] == 0:
+            offsets[-1] = (len(text), len(text) + 1)
     return ids, offsets
 
 
 class _Owned(NamedTuple):
-    kinds: list[int]  # [T], of tokens, not yet of rows
-    last_tokens: list[tuple[Span, int]]
+    kinds: list[int]
+    last_tokens: list[int]  # of each span, -1 if it has none
     straddled: int
     uncovered: int
 
 
-def _own(text: str, spans: list[Span], offsets: list[tuple[int, int]]) -> _Owned:
+def _own(text: str, spans: list[Span], offsets: list[tuple[int, int]], straddle: str) -> _Owned:
     """Which tokens hold characters of which span: one walk along both."""
     kinds = [UNSUPERVISED] * len(offsets)
     last_tokens = []
     straddled = uncovered = token = reached = 0
+    counted = -1
     for span in spans:
-        reached, first, last = max(reached, span.start), -1, -1
+        reached, first, last, nobodys = max(reached, span.start), -1, -1, []
+        # With "second", a token that the span before has taken is this one's too.
+        if straddle == "second" and token and offsets[token - 1][1] > span.start:
+            token -= 1
         while token < len(offsets) and offsets[token][0] < span.end:
             start, end = offsets[token]
             if end > span.start:
                 first, last = (token if first < 0 else first), token
                 outside = text[start : span.start] + text[span.end : end]
-                straddled += bool(outside.strip())
+                if outside.strip():
+                    straddled += token != counted
+                    counted = token
+                    nobodys += [token] * (straddle == "none")
                 uncovered += _visible(text[reached:start])
                 reached = max(reached, end)
             token += 1
@@ -128,7 +238,9 @@ def _own(text: str, spans: list[Span], offsets: list[tuple[int, int]]) -> _Owned
         if last >= 0:
             # Whole, since a tokenizer that trims offsets leaves inner blanks without characters.
             kinds[first : last + 1] = [span.kind] * (last + 1 - first)
-            last_tokens.append((span, last))
+            for one in nobodys:
+                kinds[one] = UNSUPERVISED
+        last_tokens.append(last)
     return _Owned(kinds, last_tokens, straddled, uncovered)
 
 
@@ -137,16 +249,20 @@ def _visible(gap: str) -> int:
     return sum(len(word) for word in gap.split())
 
 
-def _stop(text: str, span: Span, last: int, offsets: list[tuple[int, int]]) -> int:
-    """One past the last token of the stop after a span; `last + 1` if there is none."""
-    if "\n" in text[span.end : offsets[last][1]]:
-        return last + 1
+def _stopped(
+    text: str, last: int, stop: int, ids: list[int], offsets: list[tuple[int, int]], added: Set[int]
+) -> int:
+    """One past the last token of the stop that follows token `last`, `last + 1` if there is none.
+
+    It is white space up to a newline, and tokens of the tokenizer's own for an end; where it has
+    none (a tag that it takes to pieces), the stop ends before.
+    """
+    reached = last + 1
     for token in range(last + 1, len(offsets)):
         start, end = offsets[token]
         piece = text[start:end]
-        if piece and not piece.isspace():
+        if start >= stop or not (ids[token] in added or start == len(text) or not piece.strip()):
             break
-        # Only special tokens have (0, 0): a trimmed blank has its place, if no characters.
-        if "\n" in piece or (end == 0 and token == len(offsets) - 1):
-            return token + 1
-    return last + 1
+        if ids[token] in added or start == len(text) < end or "\n" in piece:
+            reached = token + 1
+    return reached

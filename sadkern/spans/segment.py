@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from sadkern.spans.profiles import PROFILES, Marker, Profile
+from sadkern.spans.kinds import ACT, UNSUPERVISED
+from sadkern.spans.profile import Piece, Profile, builtin, profile_named
+from sadkern.spans.record import Region, Rendered, has_turns, render
+from sadkern.spans.template import render_by
+
+BLANK = re.compile(r"\s*")
 
 
 class Span(NamedTuple):
@@ -22,101 +29,154 @@ class Segmentation:
     """A transcript and where its spans are.
 
     `text`: as it is to be tokenised. `spans`: ordered, disjoint, none of them empty. `profile`: the
-    name of the one they were found with, None if none matched. `warnings`: to be shown.
+    name of the one they were found with, None if none matched. `warnings`: to be shown. `stops`: of
+    each span, one past what ends it, the span's own end where nothing does; the end of the text
+    counts as one character, the EOS. Without `stops` it is the line's end, or the text's.
+    `complete`: the text has its special tokens written out, none is to be added.
     """
 
     text: str
     spans: list[Span]
     profile: str | None
     warnings: list[str] = field(default_factory=list)
+    stops: list[int] | None = None
+    complete: bool = False
+
+    def span_stops(self) -> list[int]:
+        """`stops`, or where they are by default."""
+        if self.stops is not None:
+            return self.stops
+        whole = Region(0, len(self.text), len(self.text) + 1)
+        return [_stop(self.text, span.end, span.end, whole, False) for span in self.spans]
 
 
-def segment(record: str | Mapping[str, Any], profile: str | Profile = "auto") -> Segmentation:
+def segment(
+    record: Any,
+    profile: str | Path | Profile = "auto",
+    *,
+    tokenizer: Any = None,
+    supervise_markers: bool = False,
+) -> Segmentation:
     r"""Find the spans of a transcript.
 
-    `record`: the transcript, or a mapping with "text" and, optionally, "prompt". A prompt is put
-    before the text, with a newline between them unless one is there already, and is unsupervised
-    whatever it holds (few-shot examples have markers too).
-
-    `profile`: a name, a `Profile`, or "auto": the one whose markers match the most supervised lines
-    of the text, of equals the first in "paper", "react".
-
     A span is a marker's content: neither the marker nor the white space around the content belongs
-    to it. Reasoning runs to the next marker, an action to the end of its line. If nothing is found,
-    `spans` is empty and a warning says so. ValueError: an unknown profile, or a record of another
-    shape. Linear in the length of the text.
+    to it. If nothing is found, `spans` is empty and a warning says so. Linear in the text's length.
+
+    Args:
+        record: the transcript; a mapping with a "text" and perhaps a "prompt", which is put before
+            it and is unsupervised whatever it holds (few-shot examples have markers too); or a
+            chat: a list of messages, or a mapping with them under "messages" or "conversations".
+            Of a chat only the model's own turns are looked at, and none with `loss: false`.
+        profile: the name of one that comes along, a `Profile`, a .yaml file of one, or "auto": that
+            whose markers begin the most spans, of equals the first in `sadkern.spans.NAMED`.
+        tokenizer: one whose chat template writes a chat out. Without it that is done plainly.
+        supervise_markers: whether a marker belongs to the span that it begins.
+
+    Raises:
+        ValueError: an unknown profile, or a record of another shape.
 
     Source: Structured Agent Distillation, appendix D.1.
 
     >>> found = segment("Thought 1: Who wrote it?\nAction 1: Search[Emma]\nObservation 1: A novel.")
     >>> found.profile, found.spans
-    ('react', [Span(start=11, end=24, kind=1), Span(start=35, end=47, kind=2)])
+    ('react-hotpotqa', [Span(start=11, end=24, kind=1), Span(start=35, end=47, kind=2)])
     >>> [found.text[start:end] for start, end, kind in found.spans]
     ['Who wrote it?', 'Search[Emma]']
-    >>> segment("Nothing of the kind.").warnings
-    ['no span found: no line begins with a supervised marker of the profiles paper, react']
+    >>> chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
+    >>> found = segment(chat)
+    >>> found.profile, [found.text[start:end] for start, end, kind in found.spans]
+    ('chat', ['Hello!'])
     """
-    text, begin = _render(record)
-    candidates = _candidates(profile)
-    scans = [(candidate, list(candidate.scan(text, begin))) for candidate in candidates]
-    best, hits = max(scans, key=lambda scan: sum(hit[0].kind != 0 for hit in scan[1]))
-    matched = any(marker.kind for marker, _, _ in hits)
-    spans = _spans(text, hits)
-    if spans:
-        return Segmentation(text, spans, best.name)
-    why = (
-        f"every supervised marker of the profile {best.name} is without content"
-        if matched
-        else "no line begins with a supervised marker of "
-        + ("the profiles " if len(candidates) > 1 else "the profile ")
-        + ", ".join(candidate.name for candidate in candidates)
-    )
-    named = best.name if matched or len(candidates) == 1 else None
-    return Segmentation(text, [], named, [f"no span found: {why}"])
-
-
-def _candidates(profile: str | Profile) -> list[Profile]:
-    if isinstance(profile, Profile):
-        return [profile]
-    if profile == "auto":
-        return list(PROFILES.values())
-    if isinstance(profile, str) and profile in PROFILES:
-        return [PROFILES[profile]]
-    raise ValueError(f"profile {profile!r}: expected auto, {', '.join(PROFILES)} or a Profile")
-
-
-def _render(record: str | Mapping[str, Any]) -> tuple[str, int]:
-    """The text as a whole, and the character at which its supervised part begins."""
-    if isinstance(record, str):
-        return record, 0
-    if not isinstance(record, Mapping):
-        raise ValueError(
-            f'record is {type(record).__name__}: expected a string or a mapping with "text"'
-        )
-    if not isinstance(record.get("text"), str):
-        got = f'"text" of {type(record["text"]).__name__}' if "text" in record else list(record)
-        raise ValueError(f'record has {got}: expected a string under "text"')
-    text, prompt = record["text"], record.get("prompt")
-    if prompt is None or prompt == "":
-        return text, 0
-    if not isinstance(prompt, str):
-        raise ValueError(f'record has "prompt" of {type(prompt).__name__}: expected a string')
-    # A marker counts only at the start of a line, so the text must begin one.
-    if not prompt.endswith("\n"):
-        prompt += "" if text.startswith(("\n", "\r\n")) else "\n"
-    return prompt + text, len(prompt)
-
-
-def _spans(text: str, hits: list[tuple[Marker, int, int]]) -> list[Span]:
-    starts = [*(line_start for _, line_start, _ in hits), len(text)]
-    spans = []
-    for (marker, _, begin), next_marker in zip(hits, starts[1:], strict=True):
-        if not marker.kind:
+    chosen = None if profile == "auto" else profile_named(profile)
+    chat = tokenizer is not None and has_turns(record)
+    rendered = render_by(tokenizer, record) if chat else render(record)
+    text, warnings = rendered.text, list(rendered.warnings)
+    chosen = chosen or _detected(rendered)
+    spans: list[Span] = []
+    stops: list[int] = []
+    bare = False
+    for region, part, piece in _supervised(rendered, chosen):
+        if not part[piece.start : piece.end].strip():
+            bare = True
             continue
-        newline = -1 if marker.multiline else text.find("\n", begin, next_marker)
-        stop = next_marker if newline < 0 else newline
-        content = text[begin:stop]
-        start, end = stop - len(content.lstrip()), begin + len(content.rstrip())
-        if start < end:
-            spans.append(Span(start, end, marker.kind))
-    return spans
+        begin = piece.begin if supervise_markers and piece.marked else piece.start
+        content = part[begin : piece.end]
+        start = region.start + piece.end - len(content.lstrip())
+        end = region.start + begin + len(content.rstrip())
+        spans.append(Span(start, end, piece.kind))
+        closed = piece.after > piece.end
+        after = region.start + piece.after if closed else end
+        stops.append(_stop(text, end, after, region, closed))
+    if not spans:
+        warnings.append(f"no span found: {_why(rendered, chosen, bare)}")
+    name = chosen.name if chosen else None
+    return Segmentation(text, spans, name, warnings, stops, rendered.complete)
+
+
+def _why(rendered: Rendered, chosen: Profile | None, bare: bool) -> str:
+    """There is no span."""
+    if not any(rendered.text[region.start : region.end].strip() for region in rendered.regions):
+        return "there is no text"
+    if chosen is None:
+        return "no line begins with a supervised marker of any profile"
+    if bare:
+        return f"every supervised marker of the profile {chosen.name} is without content"
+    return f"no line begins with a supervised marker of the profile {chosen.name}"
+
+
+def _detected(rendered: Rendered) -> Profile | None:
+    """The profile that speaks for the most spans: a signature is worth one more."""
+    best, most = None, 0
+    parts = [rendered.text[region.start : region.end] for region in rendered.regions]
+    for profile in builtin().values():
+        if profile.reads == ("text" if rendered.turns else "turns"):
+            continue
+        if profile.signature is not None and not profile.signed(rendered.text):
+            continue
+        found = sum(
+            piece.marked and piece.kind != UNSUPERVISED
+            for part in parts
+            for piece in profile.scan(part)
+        )
+        if found and found + (profile.signature is not None) > most:
+            best, most = profile, found + (profile.signature is not None)
+    # Turns without any marker are answers.
+    return builtin()["chat"] if best is None and rendered.turns else best
+
+
+def _supervised(rendered: Rendered, profile: Profile | None) -> Iterator[tuple[Region, str, Piece]]:
+    """REASON and ACT pieces, each with its region and that one's text."""
+    for region in rendered.regions if profile else ():
+        assert profile is not None
+        part = rendered.text[region.start : region.end]
+        for piece in _kinds(list(profile.scan(part)), part, profile, rendered.turns):
+            if piece.kind != UNSUPERVISED:
+                yield region, part, piece
+
+
+def _kinds(pieces: list[Piece], part: str, profile: Profile, turns: bool) -> Iterator[Piece]:
+    """The pieces, those without a marker being what the profile says, in turns."""
+    last_act = max((i for i, x in enumerate(pieces) if x.marked and x.kind == ACT), default=-1)
+    for i, piece in enumerate(pieces):
+        if piece.marked or not turns:
+            yield piece
+        elif part[piece.start : piece.end].strip():
+            unmarked = profile.unmarked
+            kind = unmarked.before_act if i < last_act else unmarked.otherwise
+            yield piece._replace(kind=kind)
+
+
+def _stop(text: str, end: int, after: int, region: Region, closed: bool) -> int:
+    """One past what ends a span at `end`: up to `after`, where something closes it, and then white
+    space up to the end of the line, or of the region and what ends that."""
+    blank = BLANK.match(text, after, region.end)
+    assert blank is not None
+    turn = region.stop <= len(text)
+    if turn and blank.end() == region.end:
+        return region.stop
+    if closed:
+        return after
+    newline = text.find("\n", after, blank.end())
+    if newline >= 0:
+        return newline + 1
+    return region.stop if blank.end() == region.end else end

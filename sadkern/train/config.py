@@ -9,7 +9,8 @@ import torch
 from transformers import TrainingArguments
 
 from sadkern.span_kl import DIVERGENCES, span_kl
-from sadkern.spans import segment
+from sadkern.spans import NAMED, segment
+from sadkern.spans.align import TRUNCATIONS
 
 
 @dataclass
@@ -40,8 +41,22 @@ class SADConfig(TrainingArguments):
     max_length: int | None = field(
         default=512, metadata={"help": "Tokens of a trajectory that are kept; what is cut is told."}
     )
+    truncation: str = field(
+        default="right",
+        metadata={
+            "help": "Where max_length cuts: right, left, drop (the trajectory), or split (into "
+            "windows of whole steps)."
+        },
+    )
+    supervise_markers: bool = field(
+        default=False,
+        metadata={"help": "Whether 'Thought:', 'Action:' and the like are learnt too."},
+    )
     profile: str = field(
-        default="auto", metadata={"help": "How trajectories are written: paper, react or auto."}
+        default="auto",
+        metadata={
+            "help": f"How trajectories are written: auto, {', '.join(NAMED)} or a .yaml file."
+        },
     )
     remove_unused_columns: bool = field(
         default=False,
@@ -66,6 +81,8 @@ class SADConfig(TrainingArguments):
         logits, row = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
         span_kl(logits, logits, row, labels=row, **self.loss_settings())
         segment("", self.profile)
+        if self.truncation not in TRUNCATIONS:
+            raise ValueError(f"truncation={self.truncation!r}: expected {', '.join(TRUNCATIONS)}")
 
     def loss_settings(self) -> dict[str, Any]:
         """What `span_kl` is told of them."""

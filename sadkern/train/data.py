@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,31 +13,28 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sadkern.spans import ACT, REASON, align, segment
-from sadkern.spans.profiles import UNSUPERVISED
+from sadkern.spans import ACT, REASON, UNSUPERVISED, align, segment, windows
+from sadkern.spans.files import read_lines
+from sadkern.spans.record import has_turns, render
 
 logger = logging.getLogger(__name__)
 NAMED = 10  # of many alike, so many are named in a warning
 
 
 def load_trajectories(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a JSON Lines file in UTF-8, one trajectory a line, each with a "text".
+    """The records of a file of JSON Lines, or of a JSON array, each one that `segment` takes.
 
-    A line that is not such a record is left out, and named by file and line in a warning: one for
-    each fault, with the first lines that have it. ValueError: no line is left. FileNotFoundError:
-    no such file.
+    A line that is none is left out, and named by file and line in a warning: one for each fault,
+    with the first lines that have it. ValueError: no line is left. FileNotFoundError: no such file.
     """
     records: list[dict[str, Any]] = []
     refused: defaultdict[str, list[int]] = defaultdict(list)
-    # Bytes, so that a line which is not UTF-8 spoils itself and not its neighbours.
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                records.append(_parse(line))
-            except (ValueError, RecursionError) as error:
-                refused[str(error)].append(number)
+    for number, record, error in read_lines(path):
+        fault = error or _fault(record)
+        if fault:
+            refused[fault].append(number)
+        else:
+            records.append(record)
     for fault, numbers in refused.items():
         more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
         places = ", ".join(map(str, numbers[:NAMED])) + more
@@ -49,15 +45,13 @@ def load_trajectories(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
-def _parse(line: bytes) -> dict[str, Any]:
-    record = json.loads(line.decode("utf-8-sig"))
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-        raise ValueError('expected an object with a string "text"')
-    prompt = record.get("prompt")
-    if not isinstance(prompt, str | None):
-        raise ValueError(f'"prompt" is {type(prompt).__name__}, expected a string')
-    (record["text"] + (prompt or "")).encode()  # half a surrogate pair ("\ud83d") is a ValueError
-    return record
+def _fault(record: Any) -> str:
+    """Why a record is no trajectory, if it is none."""
+    try:
+        render(record).text.encode()  # half a surrogate pair ("\ud83d") is a ValueError
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def prepare(
@@ -66,28 +60,45 @@ def prepare(
     *,
     profile: str = "auto",
     max_length: int | None = None,
+    truncation: str = "right",
+    supervise_markers: bool = False,
 ) -> list[dict[str, list[int]]]:
-    """Segment and tokenise: `{"input_ids": [T], "span_ids": [T]}` of each trajectory.
+    """Segment and tokenise: `{"input_ids": [T], "span_ids": [T]}` of each trajectory, or of each of
+    its windows where `truncation` is "split"; else that is as in `align`.
 
-    Trajectories in which nothing is supervised are left out; how many, and how many supervised
-    tokens `max_length` cut, is logged. Records that have `input_ids` and `span_ids` are taken as
-    they are. ValueError: nothing is left, or such a record does not hold together.
+    Chats are written by the tokenizer's template if it has one. Trajectories in which nothing is
+    supervised are left out; how many, and how many supervised tokens `max_length` cut, is logged.
+    Records that have `input_ids` and `span_ids` are taken as they are. ValueError: nothing is left,
+    or such a record does not hold together.
     """
     examples: list[dict[str, list[int]]] = []
     cut: Counter[int] = Counter()
     empty: list[str] = []
+    warned: Counter[str] = Counter()
+    templated = getattr(tokenizer, "chat_template", None) is not None
     for number, record in enumerate(tqdm(list(records), desc="segmenting", leave=False)):
-        name = str(record.get("id", number))
+        name = str(record.get("id", number) if isinstance(record, Mapping) else number)
         if "input_ids" in record:
-            example = _tokenised(record, name)
+            own = [_tokenised(record, name)]
         else:
-            aligned = align(segment(record, profile), tokenizer, max_length)
-            cut.update(aligned.truncated)
-            example = {"input_ids": aligned.input_ids, "span_ids": aligned.span_ids}
-        if any(example["span_ids"]):
-            examples.append(example)
-        else:
+            by_template = tokenizer if templated and has_turns(record) else None
+            found = segment(
+                record, profile, tokenizer=by_template, supervise_markers=supervise_markers
+            )
+            warned.update(found.warnings if found.spans else ())
+            if truncation == "split":
+                made = windows(found, tokenizer, max_length)
+            else:
+                made = [align(found, tokenizer, max_length, truncation=truncation)]
+            for one in made:
+                cut.update(one.truncated)
+            own = [{"input_ids": one.input_ids, "span_ids": one.span_ids} for one in made]
+        supervised = [example for example in own if any(example["span_ids"])]
+        examples += supervised
+        if not supervised:
             empty.append(name)
+    for said, count in warned.items():
+        logger.warning("of %d trajectories: %s", count, said)
     if empty:
         logger.warning(
             "%d trajectories are left out, nothing in them is supervised: %s%s",
@@ -99,8 +110,8 @@ def prepare(
         )
     if not examples:
         raise ValueError(
-            f"no trajectory has a supervised token with profile={profile!r}: expected texts with "
-            "lines such as 'Reasoning: ..' and 'Action: ..', or 'Thought 1: ..' and 'Action 1: ..'"
+            f"no trajectory has a supervised token with profile={profile!r}: expected chats, or "
+            "texts with lines such as 'Thought: ..' and 'Action: ..'; `sadkern inspect` shows them"
         )
     return examples
 

@@ -86,7 +86,12 @@ class SADTrainer(Trainer):
             if records is None:
                 return None
             ready = prepare(
-                records, processing_class, profile=args.profile, max_length=args.max_length
+                records,
+                processing_class,
+                profile=args.profile,
+                max_length=args.max_length,
+                truncation=args.truncation,
+                supervise_markers=args.supervise_markers,
             )
             largest = max(max(example["input_ids"]) for example in ready)
             if largest >= embeddings[smaller]:
