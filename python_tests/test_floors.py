@@ -18,7 +18,7 @@ ROOT = Path(sadkern.__file__).parent
 FLOORS = [
     ["cli"],
     ["demo"],
-    ["train", "evaluate"],
+    ["train", "evaluate", "inspect"],
     ["teacher"],
     ["span_kl", "topk", "spans", "forward"],
     ["ops"],
@@ -32,7 +32,10 @@ KERNEL_HALF = {
     *("span_kl", "topk", "ops", "projection", "sampling", "backends"),
     *("reduction", "tiles", "sides", "_C"),
 }
-ALLOWED = {"transformers": {"train", "teacher", "evaluate", "plan", "demo"}, "triton": set()}
+ALLOWED = {
+    "transformers": {"train", "teacher", "evaluate", "inspect", "plan", "demo"},
+    "triton": set(),
+}
 
 
 def imports(path: Path) -> set[str]:
