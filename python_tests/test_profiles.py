@@ -401,6 +401,11 @@ def test_a_profile_of_ones_own(tmp_path):
     assert stops == ["", "</do>", "</do>"]
 
 
+def test_agentgym_is_written_as_eto():
+    for record, _ in ETO:
+        assert segment(record, "agentgym") == segment(record, "eto")
+
+
 def test_the_order_of_markers_decides():
     mine = Profile("mine", (Marker(r"Do: think\b", R), Marker("Do:", A), Marker("Env:")))
     found = segment("Do: think hard\nDo: run\nEnv: Do: no", mine)

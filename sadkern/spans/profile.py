@@ -22,6 +22,7 @@ NAMED = (
     *("react-webshop", "eto", "paper", "fireact", "react-hotpotqa", "react-alfworld"),
     *("chat", "agenttuning", "sweagent"),
 )
+ALSO = {"agentgym": "eto"}  # names that people look for
 KINDS = {"none": UNSUPERVISED, "reason": REASON, "act": ACT}
 READS = ("text", "turns", "both")
 
@@ -171,8 +172,8 @@ def profile_named(name: str | Path | Profile) -> Profile:
     """The profile itself, the one that comes along under this name, or that of a YAML file."""
     if isinstance(name, Profile):
         return name
-    if name in NAMED:
-        return builtin()[str(name)]
+    if name in NAMED or name in ALSO:
+        return builtin()[ALSO.get(str(name), str(name))]
     if isinstance(name, str | Path) and Path(name).suffix in (".yaml", ".yml"):
         return load_profile(name)
     raise ValueError(

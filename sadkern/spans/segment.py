@@ -149,21 +149,25 @@ def _supervised(rendered: Rendered, profile: Profile | None) -> Iterator[tuple[R
     for region in rendered.regions if profile else ():
         assert profile is not None
         part = rendered.text[region.start : region.end]
-        for piece in _kinds(list(profile.scan(part)), part, profile, rendered.turns):
+        for piece in _of_turn(part, profile) if rendered.turns else profile.scan(part):
             if piece.kind != UNSUPERVISED:
                 yield region, part, piece
 
 
-def _kinds(pieces: list[Piece], part: str, profile: Profile, turns: bool) -> Iterator[Piece]:
-    """The pieces, those without a marker being what the profile says, in turns."""
-    last_act = max((i for i, x in enumerate(pieces) if x.marked and x.kind == ACT), default=-1)
-    for i, piece in enumerate(pieces):
-        if piece.marked or not turns:
+def _of_turn(part: str, profile: Profile) -> Iterator[Piece]:
+    """The pieces of a model's turn, those without a marker being what the profile says."""
+    if not any(profile.unmarked):
+        yield from profile.scan(part)
+        return
+    # Scanned once more instead of kept: of a long turn the pieces are many.
+    acts = (x.begin for x in profile.scan(part) if x.marked and x.kind == ACT)
+    last_act = max(acts, default=-1)
+    for piece in profile.scan(part):
+        if piece.marked or not part[piece.start : piece.end].strip():
             yield piece
-        elif part[piece.start : piece.end].strip():
-            unmarked = profile.unmarked
-            kind = unmarked.before_act if i < last_act else unmarked.otherwise
-            yield piece._replace(kind=kind)
+        else:
+            before_act, otherwise = profile.unmarked
+            yield piece._replace(kind=before_act if piece.begin < last_act else otherwise)
 
 
 def _stop(text: str, end: int, after: int, region: Region, closed: bool) -> int:
