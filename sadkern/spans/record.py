@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -113,14 +113,14 @@ def _transcript(text: str, begin: int) -> Rendered:
     return Rendered(text, [Region(begin, len(text), len(text) + 1)], turns=False)
 
 
-def unknown_roles(turns: list[Turn]) -> list[str]:
+def unknown_roles(roles: Iterable[str]) -> list[str]:
     """A warning, where there are any."""
-    roles = {turn.message["role"] for turn in turns} - set(ROLES.values())
-    said = f"roles that are not known and not learnt: {', '.join(sorted(roles))}"
-    return [said] if roles else []
+    unknown = set(roles) - set(ROLES.values())
+    said = f"roles that are not known and not learnt: {', '.join(sorted(unknown))}"
+    return [said] if unknown else []
 
 
-def turns_of(record: Any) -> list[Turn]:
+def turns_of(record: Any) -> Iterator[Turn]:
     """The messages of a chat, with the keys `role`, `content`, `reasoning_content`, `tool_calls`.
 
     A message: `role` or `from`; `content` or `value`, a string, a list of parts, or none;
@@ -131,7 +131,8 @@ def turns_of(record: Any) -> list[Turn]:
         record = next(record[key] for key in TURNS if record.get(key) is not None)
     if not record:
         raise ValueError("record has no messages: expected one at least")
-    return [_turn(message, f"messages[{i}]") for i, message in enumerate(record)]
+    for i, message in enumerate(record):
+        yield _turn(message, f"messages[{i}]")
 
 
 def _turn(message: Any, place: str) -> Turn:
@@ -224,14 +225,16 @@ def written(turn: Turn) -> str:
     return "\n".join(pieces)
 
 
-def _plainly(turns: list[Turn]) -> Rendered:
+def _plainly(turns: Iterator[Turn]) -> Rendered:
     """As no model's own template, but so that any tokenizer has a token for a turn's end."""
     text, regions, length = [], [], 0
+    roles = set()
     for turn in turns:
+        roles.add(turn.message["role"])
         opening, own = f"<|{turn.message['role']}|>\n", written(turn)
         text += [opening, own, "\n"]
         start = length + len(opening)
         length = start + len(own) + 1
         if turn.learnt:
             regions.append(Region(start, length - 1, length))
-    return Rendered("".join(text), regions, turns=True, warnings=unknown_roles(turns))
+    return Rendered("".join(text), regions, turns=True, warnings=unknown_roles(roles))

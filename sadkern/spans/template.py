@@ -29,7 +29,7 @@ def render_by(tokenizer: Any, record: Any) -> Rendered:
             f"tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no chat template: expected "
             "one that has, or segment without a tokenizer, which writes chats plainly"
         )
-    turns = turns_of(record)
+    turns = list(turns_of(record))
     tools = record.get("tools") if isinstance(record, Mapping) else None
     messages = [turn.message for turn in turns]
     try:
@@ -40,7 +40,7 @@ def render_by(tokenizer: Any, record: Any) -> Rendered:
         raise ValueError(f"the tokenizer's chat template refuses this chat: {error}") from error
     thoughts = {i: messages[i].get("reasoning_content", "").strip() for i in found}
     dropped = any(thoughts[i] not in text[start:end] for i, (start, end) in found.items())
-    warnings = unknown_roles(turns)
+    warnings = unknown_roles(message["role"] for message in messages)
     warnings += ["the chat template leaves out what was thought in some turns"] * dropped
     special = [str(x) for x in tokenizer.added_tokens_decoder.values() if x.special]
     regions = [_region(text, start, end, special) for start, end in found.values() if start < end]
