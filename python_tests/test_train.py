@@ -406,7 +406,7 @@ def test_lines_that_are_no_trajectory_are_named_and_the_rest_survives(tmp_path, 
     places = [message.removeprefix(f"{path}:").split(" left out: ")[0] for message in named]
     assert places == ["2", "4", "5", "6", "7", "8", "9"]
     assert named[1].endswith(
-        'left out: record has "text" of int: expected a string under "text", or a list of messages '
+        'left out: record has "text" 5: expected a string under "text", or a list of messages '
         'under "messages" or "conversations"'
     )
 

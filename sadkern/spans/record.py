@@ -81,9 +81,13 @@ def render(record: Any) -> Rendered:
 def has_turns(record: Any) -> bool:
     """Whether a record is a chat."""
     if isinstance(record, Mapping):
-        return any(isinstance(record.get(key), Sequence) and not isinstance(record[key], str)
-                   for key in TURNS)  # fmt: skip
-    return isinstance(record, Sequence) and not isinstance(record, str | bytes) and bool(record)
+        return any(_is_list(record.get(key)) for key in TURNS)
+    return _is_list(record)
+
+
+def _is_list(value: Any) -> bool:
+    """One that is not empty."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) > 0
 
 
 def _text_of(record: Any) -> str:
@@ -96,7 +100,7 @@ def _text_of(record: Any) -> str:
         if isinstance(record.get(key), str):
             return record[key]
     named = [key for key in (*TEXTS, *TURNS) if key in record]
-    got = f'"{named[0]}" of {type(record[named[0]]).__name__}' if named else list(record)
+    got = f'"{named[0]}" {record[named[0]]!r:.40}' if named else list(record)
     raise ValueError(
         f'record has {got}: expected a string under "text", or a list of messages under '
         '"messages" or "conversations"'
@@ -128,9 +132,7 @@ def turns_of(record: Any) -> Iterator[Turn]:
     What has `loss` false or `weight` 0 is not learnt. ValueError: something else, naming it.
     """
     if isinstance(record, Mapping):
-        record = next(record[key] for key in TURNS if record.get(key) is not None)
-    if not record:
-        raise ValueError("record has no messages: expected one at least")
+        record = next(record[key] for key in TURNS if _is_list(record.get(key)))
     for i, message in enumerate(record):
         yield _turn(message, f"messages[{i}]")
 
