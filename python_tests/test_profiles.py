@@ -427,6 +427,7 @@ def test_the_order_of_markers_decides():
         (("match: 'World:'", "match: 'W*'"), "matches the empty string"),
         (("</do>", "(</do>"), "until of marker '<do>': expected a regular expression"),
         (("</do>", "x*"), "its end matches the empty string"),
+        (("anywhere: true", "anywhere: 1"), r"markers\[1\]: anywhere 1, expected true or false"),
         (("about: Plans", "about: [Plans"), "mine.yaml: expected YAML"),
         ((MINE, "[1]"), r"mine.yaml: got \[1\], expected a mapping"),
         ((MINE, "{name: mine, markers: 3}"), "markers is 3, expected a list"),

@@ -217,16 +217,19 @@ def _parsed(text: str, place: str) -> Profile:
         made = _mapping(given, ("match", "kind", "until", "anywhere"), at)
         if "match" not in made:
             raise ValueError(f"{at}: 'match' is missing, a regular expression")
-        options = {key: made[key] for key in ("until", "anywhere") if key in made}
-        markers.append(Marker(str(made["match"]), _kind(made.get("kind", "none"), at), **options))
+        kind, until = _kind(made.get("kind", "none"), at), str(made.get("until", "line"))
+        anywhere = made.get("anywhere", False)
+        if not isinstance(anywhere, bool):
+            raise ValueError(f"{at}: anywhere {anywhere!r}, expected true or false")
+        markers.append(Marker(str(made["match"]), kind, until, anywhere))
     unmarked = _mapping(data.get("unmarked", {}), Unmarked._fields, f"{place}: unmarked")
     return Profile(
         name=str(data["name"]),
         markers=tuple(markers),
         about=str(data.get("about", "")).strip(),
-        reads=data.get("reads", "both"),
+        reads=str(data.get("reads", "both")),
         unmarked=Unmarked(**{key: _kind(kind, place) for key, kind in unmarked.items()}),
-        signature=data.get("signature"),
+        signature=str(data["signature"]) if "signature" in data else None,
     )
 
 
