@@ -13,7 +13,7 @@ from pathlib import Path
 from shutil import copyfile
 
 import pytest
-from test_spans import byte_level, metaspace
+from small_tokenizers import byte_level, metaspace
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaTokenizerFast, PreTrainedTokenizerFast
 from typer.testing import CliRunner

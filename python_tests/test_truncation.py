@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_tokenizers import Pieces
 
 from sadkern.spans import ACT, REASON, align, segment, windows
 
@@ -25,21 +24,6 @@ class Characters:
         ids = [1] * self.bos + [ord(x) for x in text]
         offsets = [(0, 0)] * self.bos + [(i, i + 1) for i in range(len(text))]
         return {"input_ids": ids, "offset_mapping": offsets}
-
-
-class Pieces:
-    """A fast tokenizer whose tokens are stated."""
-
-    is_fast, eos_token_id = True, None
-
-    def __init__(self, *pieces):
-        self.pieces = pieces
-
-    def __call__(self, text, **_):
-        assert "".join(self.pieces) == text
-        ends = list(accumulate(map(len, self.pieces)))
-        offsets = list(zip([0, *ends], ends, strict=False))
-        return {"input_ids": list(range(len(ends))), "offset_mapping": offsets}
 
 
 TEXT = "Thought: ab\nAction: cd\nObservation: ef\nThought: gh\nAction: ij\nObservation: kl\n"
