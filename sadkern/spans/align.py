@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
@@ -114,13 +115,13 @@ def windows(
     examples, start = [], 0
     ends = [*whole.step_ends, len(whole.ids)]
     while start < len(whole.ids):
-        fitting = [end for end in ends if start < end <= start + max_length]
-        end = max(fitting, default=start + max_length)
-        following = end if fitting else min(x for x in ends if x > start)
+        following = ends[bisect_right(ends, start)]
+        end = start + max_length
+        if following <= end:
+            following = end = ends[bisect_right(ends, end) - 1]
         made = whole.example(list(range(start, end)), until=following)
         if any(made.span_ids) or any(made.truncated.values()):
             examples.append(made)
-        ends = [x for x in ends if x > following]
         start = following
     return examples
 
