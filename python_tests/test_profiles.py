@@ -2,7 +2,7 @@
 
 import pytest
 
-from sadkern.spans import ACT, NAMED, REASON, Marker, Profile, load_profile, segment
+from sadkern.spans import ACT, PROFILES, REASON, Marker, Profile, load_profile, segment
 
 R, A = REASON, ACT
 
@@ -341,7 +341,7 @@ CASES = {
 
 
 def test_every_profile_has_cases():
-    assert set(CASES) == set(NAMED)
+    assert set(CASES) == set(PROFILES)
     assert all(len(cases) >= 5 for cases in CASES.values())
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from small_tokenizers import TOKENIZERS, Pieces, assert_round_trip, byte_level, metaspace
 from test_profiles import chat, labelled
 
-from sadkern.spans import ACT, NAMED, REASON, Span, align, segment
+from sadkern.spans import ACT, PROFILES, REASON, Span, align, segment
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hotpotqa.dev.jsonl"
 R, A = REASON, ACT
@@ -148,7 +148,7 @@ soup = st.lists(
     ),
     max_size=20,
 ).map("".join)
-profiles = st.sampled_from(["auto", *NAMED])
+profiles = st.sampled_from(["auto", *PROFILES])
 
 
 def check_any(record, profile, max_length):
@@ -252,7 +252,7 @@ def test_a_line_of_a_megabyte(text, expected):
         ),
     ],
 )
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", PROFILES)
 def test_a_megabyte_of_anything_in_any_profile(name, unit):
     text = unit * (300_000 // len(unit))
     for record in (text, [{"role": "assistant", "content": text}]):

@@ -59,15 +59,13 @@ def _table(found: Survey) -> str:
     head = ["environment", "trajectories", "with spans", "supervised"]
     for kind in (REASON, ACT):
         head += [f"{NAMES[kind]} spans", "median", "95 %", "longest"]
-    groups = dict(sorted(found.environments.items()))
-    rows = [*groups.items(), *([("all", found.whole)] if len(groups) > 1 else [])]
     lines = "".join(f"<th>{name}</th>" for name in [*head, "profiles"])
-    body = "".join(f"<tr>{_cells(name, group)}</tr>" for name, group in rows)
+    body = "".join(f"<tr>{_cells(name, group)}</tr>" for name, group in found.rows())
     return f"<table><tr>{lines}</tr>{body}</table>"
 
 
 def _cells(name: str, group: Group) -> str:
-    cells = [name, f"{group.trajectories:,}", f"{group.coverage:.1%}", f"{group.share:.1%}"]
+    cells = [name, *group.shown()]
     for kind in (REASON, ACT):
         of = summary(group.lengths[kind])
         cells += [f"{of[key]:,.0f}" for key in ("count", "median", "p95", "max")]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sadkern.spans import ACT, REASON, Profile, Segmentation, align, segment
 from sadkern.spans.files import read_lines
 from sadkern.spans.kinds import NAMES
-from sadkern.spans.record import has_turns
+from sadkern.spans.template import templated
 
 ENVIRONMENT = ("env", "environment")  # where a record says it
 
@@ -27,7 +27,6 @@ class Group:
     with_spans: int = 0
     lengths: dict[int, list[int]] = field(default_factory=lambda: {REASON: [], ACT: []})
     totals: list[int] = field(default_factory=list)
-    supervised: int = 0  # of the sum of `totals`; with stops, where they are tokens
     profiles: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -37,8 +36,12 @@ class Group:
 
     @property
     def share(self) -> float:
-        """What is supervised, of all there is."""
-        return self.supervised / sum(self.totals) if any(self.totals) else 0.0
+        """What is supervised (stops too, where lengths are in tokens), of all there is."""
+        return sum(map(sum, self.lengths.values())) / sum(self.totals) if any(self.totals) else 0.0
+
+    def shown(self) -> list[str]:
+        """For people: how many trajectories, how many have spans, how much is supervised."""
+        return [f"{self.trajectories:,}", f"{self.coverage:.1%}", f"{self.share:.1%}"]
 
     def add(self, other: Group) -> None:
         """Takes another's trajectories in."""
@@ -47,7 +50,6 @@ class Group:
         for kind, lengths in other.lengths.items():
             self.lengths[kind] += lengths
         self.totals += other.totals
-        self.supervised += other.supervised
         self.profiles.update(other.profiles)
 
     def as_dict(self) -> dict[str, Any]:
@@ -119,6 +121,11 @@ class Survey:
             everything.add(group)
         return everything
 
+    def rows(self) -> list[tuple[str, Group]]:
+        """Of a table: the environments by name and, where they are several, all of them."""
+        groups = sorted(self.environments.items())
+        return groups if len(groups) < 2 else [*groups, ("all", self.whole)]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: all but the samples."""
         found = {"files": self.files, "unit": self.unit, **self.whole.as_dict()}
@@ -175,7 +182,7 @@ def survey(
     """
     files = [str(path) for path in paths]
     found = Survey(files, "characters" if tokenizer is None else "tokens")
-    templated = getattr(tokenizer, "chat_template", None) is not None
+    writer = templated(tokenizer)
     draw = random.Random(seed)
     kept: dict[str, list[Sample]] = {}
     for path in files:
@@ -185,8 +192,7 @@ def survey(
             try:
                 if error is not None:
                     raise ValueError(error)
-                by_template = tokenizer if templated and has_turns(record) else None
-                segmentation = segment(record, profile, tokenizer=by_template)
+                segmentation = segment(record, profile, tokenizer=writer)
                 group = _measured(segmentation, tokenizer, max_length, found)
             except ValueError as fault:
                 found.faults.append(Fault(place, str(fault)))
@@ -221,7 +227,6 @@ def _measured(found: Segmentation, tokenizer: Any, max_length: int | None, into:
         for start, end, kind in found.spans:
             group.lengths[kind].append(end - start)
         group.totals.append(len(found.text))
-        group.supervised = sum(map(sum, group.lengths.values()))
         return group
     aligned = align(found, tokenizer, max_length)
     last = 0
@@ -232,7 +237,6 @@ def _measured(found: Segmentation, tokenizer: Any, max_length: int | None, into:
             group.lengths[kind].append(1)
         last = kind
     group.totals.append(len(aligned.input_ids) + sum(aligned.truncated.values()))
-    group.supervised = sum(map(sum, group.lengths.values()))
     into.truncated.update(aligned.truncated)
     into.straddled += aligned.straddled
     into.uncovered += aligned.uncovered

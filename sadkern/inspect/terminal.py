@@ -59,17 +59,15 @@ def table(found: Survey) -> Table:
     for column in made.columns[1:]:
         column.justify = "right"
         column.no_wrap = True
-    groups = dict(sorted(found.environments.items()))
-    for name, group in groups.items():
+    for i, (name, group) in enumerate(found.rows()):
+        if i == len(found.environments):  # all of them
+            made.add_section()
         made.add_row(*_cells(name, group))
-    if len(groups) > 1:
-        made.add_section()
-        made.add_row(*_cells("all", found.whole))
     return made
 
 
 def _cells(name: str, group: Group) -> list[str]:
-    cells = [name, f"{group.trajectories:,}", f"{group.coverage:.1%}", f"{group.share:.1%}"]
+    cells = [name, *group.shown()]
     for kind in (REASON, ACT):
         of = summary(group.lengths[kind])
         cells += [f"{of['count']:,}", f"{of['median']:,.0f}, {of['p95']:,.0f}"]

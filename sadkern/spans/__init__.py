@@ -12,12 +12,12 @@ r"""From an agent's transcript to the rows it is trained on.
 
 from sadkern.spans.align import Example, align, windows
 from sadkern.spans.kinds import ACT, REASON, UNSUPERVISED
-from sadkern.spans.profile import NAMED, Marker, Profile, load_profile
+from sadkern.spans.profile import PROFILES, Marker, Profile, load_profile
 from sadkern.spans.segment import Segmentation, Span, segment
 
 __all__ = [
     "ACT",
-    "NAMED",
+    "PROFILES",
     "REASON",
     "UNSUPERVISED",
     "Example",

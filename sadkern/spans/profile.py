@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from sadkern.spans.kinds import ACT, REASON, UNSUPERVISED
 
 # In the order in which they are preferred where a transcript speaks for several alike.
-NAMED = (
+PROFILES = (
     *("react-webshop", "eto", "paper", "fireact", "react-hotpotqa", "react-alfworld"),
     *("chat", "agenttuning", "sweagent"),
 )
@@ -172,12 +172,12 @@ def profile_named(name: str | Path | Profile) -> Profile:
     """The profile itself, the one that comes along under this name, or that of a YAML file."""
     if isinstance(name, Profile):
         return name
-    if name in NAMED or name in ALSO:
+    if name in PROFILES or name in ALSO:
         return builtin()[ALSO.get(str(name), str(name))]
     if isinstance(name, str | Path) and Path(name).suffix in (".yaml", ".yml"):
         return load_profile(name)
     raise ValueError(
-        f"profile {name!r}: expected auto, {', '.join(NAMED)}, a Profile or a .yaml file of one"
+        f"profile {name!r}: expected auto, {', '.join(PROFILES)}, a Profile or a .yaml file of one"
     )
 
 
@@ -185,7 +185,7 @@ def profile_named(name: str | Path | Profile) -> Profile:
 def builtin() -> dict[str, Profile]:
     """Those that come along, by name."""
     folder = files("sadkern.spans") / "profiles"
-    texts = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in NAMED}
+    texts = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in PROFILES}
     return {name: _parsed(text, f"{name}.yaml") for name, text in texts.items()}
 
 

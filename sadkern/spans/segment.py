@@ -68,7 +68,7 @@ def segment(
             chat: a list of messages, or a mapping with them under "messages" or "conversations".
             Of a chat only the model's own turns are looked at, and none with `loss: false`.
         profile: the name of one that comes along, a `Profile`, a .yaml file of one, or "auto": that
-            whose markers begin the most spans, of equals the first in `sadkern.spans.NAMED`.
+            whose markers begin the most spans, of equals the first in `sadkern.spans.PROFILES`.
         tokenizer: one whose chat template writes a chat out. Without it that is done plainly.
         supervise_markers: whether a marker belongs to the span that it begins.
 
@@ -146,8 +146,9 @@ def _detected(rendered: Rendered) -> Profile | None:
 
 def _supervised(rendered: Rendered, profile: Profile | None) -> Iterator[tuple[Region, str, Piece]]:
     """REASON and ACT pieces, each with its region and that one's text."""
-    for region in rendered.regions if profile else ():
-        assert profile is not None
+    if profile is None:
+        return
+    for region in rendered.regions:
         part = rendered.text[region.start : region.end]
         for piece in _of_turn(part, profile) if rendered.turns else profile.scan(part):
             if piece.kind != UNSUPERVISED:

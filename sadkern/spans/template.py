@@ -16,6 +16,11 @@ THOUGHT, CONTENT = "\ue001", "\ue000"
 HOLE = re.compile(f"{THOUGHT}[^{CONTENT}]*{CONTENT}|{CONTENT}")
 
 
+def templated(tokenizer: Any) -> Any:
+    """The tokenizer, if it has a chat template; else None, so that chats are written plainly."""
+    return None if getattr(tokenizer, "chat_template", None) is None else tokenizer
+
+
 def render_by(tokenizer: Any, record: Any) -> Rendered:
     """A chat as the template writes it.
 
@@ -23,8 +28,7 @@ def render_by(tokenizer: Any, record: Any) -> Rendered:
     found by writing the chat once more with a hole in its place: what is the same before and after
     is not the turn's. A template that leaves out what a model thought in earlier turns is told of.
     """
-    template = getattr(tokenizer, "chat_template", None)
-    if template is None:
+    if templated(tokenizer) is None:
         raise ValueError(
             f"tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no chat template: expected "
             "one that has, or segment without a tokenizer, which writes chats plainly"
@@ -34,6 +38,7 @@ def render_by(tokenizer: Any, record: Any) -> Rendered:
     messages = [turn.message for turn in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+        template = tokenizer.chat_template
         marks_turns = isinstance(template, str) and GENERATION.search(template)
         found = (_marked if marks_turns else _differing)(tokenizer, turns, text, tools)
     except Exception as error:  # of jinja2's, or what a template does with a message's parts

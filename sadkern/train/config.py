@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from sadkern.span_kl import DIVERGENCES, span_kl
-from sadkern.spans import NAMED, segment
+from sadkern.spans import PROFILES, segment
 from sadkern.spans.align import TRUNCATIONS
 
 
@@ -55,7 +55,7 @@ class SADConfig(TrainingArguments):
     profile: str = field(
         default="auto",
         metadata={
-            "help": f"How trajectories are written: auto, {', '.join(NAMED)} or a .yaml file."
+            "help": f"How trajectories are written: auto, {', '.join(PROFILES)} or a .yaml file."
         },
     )
     remove_unused_columns: bool = field(

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from sadkern.spans import ACT, REASON, UNSUPERVISED, align, segment, windows
 from sadkern.spans.files import read_lines
-from sadkern.spans.record import has_turns, render
+from sadkern.spans.record import render
+from sadkern.spans.template import templated
 
 logger = logging.getLogger(__name__)
 NAMED = 10  # of many alike, so many are named in a warning
@@ -75,16 +76,13 @@ def prepare(
     cut: Counter[int] = Counter()
     empty: list[str] = []
     warned: Counter[str] = Counter()
-    templated = getattr(tokenizer, "chat_template", None) is not None
+    writer = templated(tokenizer)
     for number, record in enumerate(tqdm(list(records), desc="segmenting", leave=False)):
         name = str(record.get("id", number) if isinstance(record, Mapping) else number)
         if "input_ids" in record:
             own = [_tokenised(record, name)]
         else:
-            by_template = tokenizer if templated and has_turns(record) else None
-            found = segment(
-                record, profile, tokenizer=by_template, supervise_markers=supervise_markers
-            )
+            found = segment(record, profile, tokenizer=writer, supervise_markers=supervise_markers)
             warned.update(found.warnings if found.spans else ())
             if truncation == "split":
                 made = windows(found, tokenizer, max_length)
