@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import (
@@ -24,7 +26,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from sadkern.forward import output_head, supervised_logits
+from sadkern.forward import (
+    head_projection,
+    output_head,
+    supervised_hidden,
+    supervised_logits,
+)
+from sadkern.sides import Projection
 from sadkern.span_kl import span_kl
 from sadkern.teacher import OnlineTeacher
 
@@ -79,6 +87,13 @@ def batch() -> dict[str, torch.Tensor]:
 ROWS = torch.tensor([2, 3, 7, 9, 13])  # the flattened [2 * 9], none of them padding
 
 
+def logits_of(side: Projection) -> torch.Tensor:
+    """By the formula of its docstring."""
+    x = side.hidden @ side.weight.T + (0 if side.bias is None else side.bias)
+    x = x * side.scale
+    return x if side.softcap is None else side.softcap * torch.tanh(x / side.softcap)
+
+
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -118,6 +133,53 @@ def test_a_gradient_written_over_the_logits_is_the_same(name, batch):
         assert torch.equal(found[True][key], gradient), key
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_projection_is_what_the_whole_forward_does(name, batch):
+    model = MODELS[name]().double().eval()
+    whole = model(**batch).logits.flatten(0, 1)[ROWS]
+    hidden = supervised_hidden(model, ROWS, **batch)
+    ours = logits_of(replace(head_projection(model), hidden=hidden))
+    torch.testing.assert_close(ours, whole, rtol=1e-9, atol=1e-12)
+    head_projection(model.bfloat16())  # told apart from a wrong head in any dtype
+
+
+def test_a_bias_of_the_head_is_found(batch):
+    model = MODELS["llama"]().double().eval()
+    model.lm_head = torch.nn.Linear(16, V, dtype=torch.float64)
+    model.config.tie_word_embeddings = False
+    whole = model(**batch).logits.flatten(0, 1)[ROWS]
+    found = replace(head_projection(model), hidden=supervised_hidden(model, ROWS, **batch))
+    assert found.bias is not None
+    torch.testing.assert_close(logits_of(found), whole, rtol=1e-9, atol=1e-12)
+
+
+class Shifted(LlamaForCausalLM):
+    """Does to its logits what no `Projection` can say."""
+
+    def forward(self, **inputs):
+        out = super().forward(**inputs)
+        out.logits = out.logits.exp()
+        return out
+
+
+class Twice(torch.nn.Linear):
+    def forward(self, hidden):
+        return 2 * super().forward(hidden)
+
+
+def test_what_no_projection_can_say_is_refused_by_name():
+    model = Shifted(LlamaConfig(**SIZES))
+    with pytest.raises(ValueError, match="Shifted changes its logits after the head: expected"):
+        head_projection(model)
+    model = MODELS["qwen2"]()
+    model.lm_head = Twice(16, V, bias=False)
+    with pytest.raises(ValueError, match="head of Qwen2ForCausalLM is no plain linear layer"):
+        head_projection(model)
+    model.lm_head = torch.nn.Sequential(model.lm_head)
+    with pytest.raises(ValueError, match="head of Qwen2ForCausalLM is a Sequential: expected"):
+        head_projection(model)
+
+
 def test_the_head_sees_the_supervised_rows_only(batch):
     model = MODELS["llama"]()
     seen = []
@@ -134,7 +196,7 @@ def test_the_model_is_left_as_it_was_when_its_forward_fails(batch):
     model = MODELS["llama"]()
     with pytest.raises(IndexError):
         supervised_logits(model, torch.tensor([18]), **batch)
-    assert not model.lm_head._forward_pre_hooks
+    assert "forward" not in vars(model.lm_head)
 
 
 def test_no_row_gives_no_logits_and_a_zero_gradient(batch):
@@ -176,7 +238,7 @@ def test_the_online_teacher_is_frozen_in_eval_mode_and_without_gradient(batch):
     model.transformer.drop.p = 0.5
     model.train()
     teacher = OnlineTeacher(model)
-    first, second = teacher(ROWS, **batch), teacher(ROWS, **batch)
+    first, second = (logits_of(teacher(ROWS, **batch)) for _ in range(2))
     assert torch.equal(first, second)  # no dropout
     torch.testing.assert_close(first, model(**batch).logits.flatten(0, 1)[ROWS])
     assert not first.requires_grad

@@ -1,4 +1,4 @@
-"""A model's forward pass whose head sees the supervised rows only.
+"""A model's forward pass whose head sees the supervised rows only, or does not run at all.
 
 The output head is the widest matrix of a small model and its logits the largest tensor of any: rows
 that carry no loss are dropped before it, inside the model's own forward, so that what a model does
@@ -7,11 +7,14 @@ to its logits (softcap, scale) and what wraps it (DDP, FSDP) stays in force.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from sadkern.sides import Projection
 
 
 def supervised_logits(model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
@@ -22,7 +25,8 @@ def supervised_logits(model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
     `[B, T, D]`.
     """
     head = output_head(model)
-    with _head_sees(head, rows) as calls:
+    project = head.forward
+    with _head_replaced(head, lambda hidden: project(_taken(hidden, rows))) as calls:
         logits = model(**inputs, use_cache=False).logits
     if len(calls) != 1 or logits.shape[0] != rows.shape[0] or logits.ndim != 2:
         raise ValueError(
@@ -30,6 +34,61 @@ def supervised_logits(model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
             f"{list(logits.shape)}: expected one call and {[rows.shape[0], 'V']}"
         )
     return logits
+
+
+def supervised_hidden(model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
+    """What the head would see of those rows: last hidden states `[M, D]`; it does not run.
+
+    With `head_projection` these are the logits of `supervised_logits`. ValueError: as there.
+    """
+    with _head_replaced(output_head(model), lambda hidden: hidden[..., :0]) as calls:
+        model(**inputs, use_cache=False)
+    if len(calls) != 1:
+        raise ValueError(
+            f"{type(model).__name__} called its head {len(calls)} times: expected one call"
+        )
+    return _taken(calls[0], rows)
+
+
+def head_projection(model: nn.Module) -> Projection:
+    """What `model` does to last hidden states, as a `Projection` of no rows `[0, D]`.
+
+    Weight and bias are the head's own tensors. What the model does to their product is tried, not
+    looked up: one token is run with numbers in the product's place. ValueError: that is something
+    else than a scale and a softcap, or the head is no plain linear layer.
+    """
+    head, name = output_head(model), type(model).__name__
+    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
+    refuse = "expected one whose logits are softcap(scale (hidden weight^T + bias))"
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise ValueError(f"the head of {name} is a {type(head).__name__}: {refuse}")
+    # From where a cap bends nothing to where it is all that is left, on both sides.
+    given = torch.logspace(-8, 6, 29, dtype=torch.float64)
+    given = torch.cat([given, -given])
+    with torch.no_grad():
+        hidden = torch.linspace(-1, 1, 2 * weight.shape[1], device=weight.device)
+        hidden = hidden.view(2, -1).to(
+            weight.dtype if weight.is_floating_point() else torch.float32
+        )
+        product = head(hidden).float()
+        try:
+            plain = nn.functional.linear(hidden, weight, bias).float()
+        except RuntimeError:  # packed by a quantiser
+            plain = torch.full_like(product, torch.nan)
+        if not (product - plain).abs().max() <= 1e-2 * product.abs().max():
+            raise ValueError(f"the head of {name} is no plain linear layer: {refuse}")
+        with _head_replaced(head, lambda hidden: given.to(hidden.device).expand(1, 1, -1)):
+            token = torch.zeros(1, 1, dtype=torch.int64, device=_device(model))
+            made = model(input_ids=token, use_cache=False).logits.flatten().double().cpu()
+    scale, most = (made[0] / given[0]).item(), made.max().item()
+    softcap = most if most < 0.99 * abs(scale) * given.max() else None
+    expected = scale * given
+    if softcap is not None:
+        expected = softcap * torch.tanh(expected / softcap)
+    if not torch.allclose(made, expected, rtol=1e-3):
+        raise ValueError(f"{name} changes its logits after the head: {refuse}")
+    bias = None if bias is None else bias.detach()
+    return Projection(hidden[:0], weight.detach(), bias, scale, softcap)
 
 
 def output_head(model: nn.Module) -> nn.Module:
@@ -47,18 +106,31 @@ def output_head(model: nn.Module) -> nn.Module:
     return head
 
 
+def _taken(hidden: Tensor, rows: Tensor) -> Tensor:
+    # A model spread over devices may have its head on another one than its inputs.
+    return hidden.flatten(0, -2).index_select(0, rows.to(hidden.device))
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where its input goes."""
+    return next((x.device for x in model.parameters() if not x.is_meta), torch.device("cpu"))
+
+
 @contextmanager
-def _head_sees(head: nn.Module, rows: Tensor) -> Iterator[list[Tensor]]:
+def _head_replaced(head: nn.Module, by: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """In place of the head's own forward runs `by`; what it was called with is listed."""
     calls: list[Tensor] = []
+    before = vars(head).get("forward")  # accelerate's hooks are put there too
 
-    def keep_rows(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden, *rest = args
-        calls.append(rows)
-        # A model spread over devices may have its head on another one than its inputs.
-        return (hidden.flatten(0, -2).index_select(0, rows.to(hidden.device)), *rest)
+    def forward(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+        calls.append(hidden)
+        return by(hidden)
 
-    handle = head.register_forward_pre_hook(keep_rows)
+    head.forward = forward
     try:
         yield calls
     finally:
-        handle.remove()
+        if before is None:
+            del head.forward
+        else:
+            head.forward = before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -88,6 +90,21 @@ def part_of(side: TopK, rows: Tensor) -> TopK:
         *(x.reshape(-1, k)[rows] for x in (side.ids, side.logprobs)),
         *(None if x is None else x.reshape(-1)[rows] for x in per_row),
     )
+
+
+def each(side: Side, change: Callable[[Tensor], Tensor]) -> Any:
+    """`side` with every tensor of it changed so."""
+    if isinstance(side, Tensor):
+        return change(side)
+    changed = {name[1:]: change(tensor) for name, tensor in tensors_of(side).items()}
+    return replace(side, **changed)  # type: ignore[arg-type]
+
+
+def moved(side: Side, device: torch.device) -> Any:
+    """`side` on `device`; itself where it is there."""
+    if first_tensor(side).device == device:
+        return side
+    return each(side, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def unpack(kind: str, tensors: list[Tensor | None], numbers: list[float]) -> Side:

@@ -58,6 +58,20 @@ class SADConfig(TrainingArguments):
             "help": f"How trajectories are written: auto, {', '.join(PROFILES)} or a .yaml file."
         },
     )
+    tail: str = field(
+        default="bucket",
+        metadata={
+            "help": "Of a teacher of which the top k tokens are known: bucket (all others are one "
+            "token), renormalize or none."
+        },
+    )
+    teacher_lookahead: int = field(
+        default=1,
+        metadata={
+            "help": "Batches whose signal the teacher makes ahead, beside the student's step; 0: "
+            "each when it is needed."
+        },
+    )
     remove_unused_columns: bool = field(
         default=False,
         metadata={"help": "Stays False: batches carry spans beside a model's inputs."},
@@ -77,12 +91,23 @@ class SADConfig(TrainingArguments):
             raise ValueError(
                 "remove_unused_columns=True would drop the spans from the batches: expected False"
             )
+        if self.teacher_lookahead < 0:
+            raise ValueError(f"teacher_lookahead={self.teacher_lookahead}: expected 0 or more")
         # Their own checks, on a row of one logit and on an empty text.
         logits, row = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
         span_kl(logits, logits, row, labels=row, **self.loss_settings())
         segment("", self.profile)
         if self.truncation not in TRUNCATIONS:
             raise ValueError(f"truncation={self.truncation!r}: expected {', '.join(TRUNCATIONS)}")
+
+    def reading(self) -> dict[str, Any]:
+        """What `prepare` is told of them."""
+        return {
+            "profile": self.profile,
+            "max_length": self.max_length,
+            "truncation": self.truncation,
+            "supervise_markers": self.supervise_markers,
+        }
 
     def loss_settings(self) -> dict[str, Any]:
         """What `span_kl` is told of them."""
@@ -93,4 +118,5 @@ class SADConfig(TrainingArguments):
             "skew": self.skew,
             "temperature": self.temperature,
             "ce_weight": self.ce_weight,
+            "tail": self.tail,
         }

@@ -11,8 +11,12 @@ from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainingArguments
 
+from sadkern.data import load_trajectories, prepare
+from sadkern.store.identity import MODES
+from sadkern.teacher import CachedTeacher, ServedTeacher, ServerError, TeacherSource
+from sadkern.teacher.load import SAMPLE, load_teacher
+from sadkern.teacher.wire import WIRES
 from sadkern.train.config import SADConfig
-from sadkern.train.data import load_trajectories
 from sadkern.train.trainer import SADTrainer
 
 logger = logging.getLogger(__name__)
@@ -39,6 +43,9 @@ eval_reason/kl and so on, at the end and as often as --eval_strategy says.
 The student, its tokenizer and trainer_state.json (all that was logged) are left in --output_dir.
 After an interruption the same command with --resume_from_checkpoint last goes on.
 
+The teacher need not be there: `sadkern cache` keeps what it says on disk, and --teacher_cache reads
+it; or it is behind vLLM or SGLang, --teacher_server.
+
 Memory: a smaller --per_device_train_batch_size with more --gradient_accumulation_steps gives the
 same gradient; --gradient_checkpointing and --bf16 save more. Several devices: start it with
 `accelerate launch -m sadkern.cli train ..`.
@@ -58,11 +65,48 @@ class ScriptArguments:
     """What is trained on what."""
 
     model_name_or_path: str = field(metadata={"help": "The student: a folder or a hub's name."})
-    teacher_model_name_or_path: str = field(
-        metadata={"help": "The teacher, of the same tokenizer: a folder or a hub's name."}
-    )
     dataset_name: str = field(
         metadata={"help": "Trajectories: a JSON Lines file, each line an object with a text."}
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "The teacher, of the same tokenizer: a folder or a hub's name."},
+    )
+    teacher_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "What `sadkern cache` made: no teacher is loaded. With a teacher or a server "
+            "beside it, what it lacks is asked of that and kept: the first epoch writes, later "
+            "ones read."
+        },
+    )
+    teacher_server: str | None = field(
+        default=None,
+        metadata={"help": "A teacher's address, such as http://localhost:8000; with its cache."},
+    )
+    teacher_server_kind: str = field(
+        default="vllm", metadata={"help": f"One of {', '.join(WIRES)}."}
+    )
+    teacher_k: int = field(
+        default=64, metadata={"help": "Tokens that a new cache keeps of a row, or that are asked."}
+    )
+    teacher_mode: str = field(
+        default="topk", metadata={"help": f"Of a new cache: one of {', '.join(MODES)}."}
+    )
+    teacher_device: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where the teacher runs: cpu, cuda:1, ..; offload: its weights stay in the "
+            "host's memory. Default: on the student's device."
+        },
+    )
+    teacher_quantization: str | None = field(
+        default=None,
+        metadata={"help": "8bit or 4bit; its KL to the whole teacher is measured and told."},
+    )
+    teacher_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Trajectories that the teacher runs at a time; default: the batch."},
     )
     eval_dataset_name: str | None = field(
         default=None, metadata={"help": "Trajectories to evaluate on, of the same form."}
@@ -85,25 +129,35 @@ def main(arguments: Sequence[str]) -> None:
     parser = _parser()
     try:
         script, args = parser.parse_args_into_dataclasses(list(arguments))
+        if not (script.teacher_model_name_or_path or script.teacher_cache or script.teacher_server):
+            raise ValueError(
+                "no teacher: expected --teacher_model_name_or_path, --teacher_cache or "
+                "--teacher_server"
+            )
         # Before the models, which take longer to load and have less to be wrong.
-        train_dataset, eval_dataset = (
-            load_trajectories(path) if path else None
-            for path in (script.dataset_name, script.eval_dataset_name)
-        )
+        train_dataset = load_trajectories(script.dataset_name)
+        held_out = script.eval_dataset_name
+        eval_dataset = load_trajectories(held_out) if held_out else None
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
-    _check_tokenizers(tokenizer, script)
-    trainer = SADTrainer(
-        model=AutoModelForCausalLM.from_pretrained(script.model_name_or_path, dtype=script.dtype),
-        teacher_model=AutoModelForCausalLM.from_pretrained(
-            script.teacher_model_name_or_path, dtype="auto"
-        ),
-        args=args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-    )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
+        if script.teacher_model_name_or_path:
+            _check_tokenizers(
+                tokenizer, script.model_name_or_path, script.teacher_model_name_or_path
+            )
+        trainer = SADTrainer(
+            model=AutoModelForCausalLM.from_pretrained(
+                script.model_name_or_path, dtype=script.dtype
+            ),
+            teacher_model=_teacher(script, args, tokenizer, train_dataset),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+        )
+    except (ValueError, LookupError, ServerError) as error:
+        parser.error(str(error))
     checkpoint = args.resume_from_checkpoint
     trainer.train(
         resume_from_checkpoint=last_checkpoint(args.output_dir)
@@ -134,7 +188,7 @@ def _parser() -> HfArgumentParser:
         (ScriptArguments, SADConfig),  # type: ignore[arg-type]
         prog="sadkern train",
         usage="%(prog)s --model_name_or_path STUDENT --teacher_model_name_or_path TEACHER "
-        "--dataset_name FILE [option ..]",
+        "--dataset_name FILE --output_dir DIR [option ..]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=_Help,
@@ -147,9 +201,37 @@ def _parser() -> HfArgumentParser:
     return parser
 
 
-def _check_tokenizers(tokenizer: Any, script: ScriptArguments) -> None:
+def _teacher(
+    script: ScriptArguments, args: SADConfig, tokenizer: Any, records: Sequence[Any]
+) -> TeacherSource:
+    """What the command line says of the teacher. ValueError: that is none."""
+    source: Any = None
+    if script.teacher_server:
+        source = ServedTeacher(
+            script.teacher_server, kind=script.teacher_server_kind, k=script.teacher_k,
+            tokenizer=tokenizer, model=script.teacher_model_name_or_path,
+        )  # fmt: skip
+    elif script.teacher_model_name_or_path:
+        offload = script.teacher_device == "offload"
+        device = args.device if offload else script.teacher_device or args.device
+        sample = None
+        if script.teacher_quantization:
+            sample = prepare(records[:SAMPLE], tokenizer, **args.reading())
+        source = load_teacher(
+            script.teacher_model_name_or_path, device=device, offload=offload,
+            quantization=script.teacher_quantization, sample=sample or (),
+            batch_size=script.teacher_batch_size,
+        )  # fmt: skip
+    if script.teacher_cache:
+        return CachedTeacher(
+            script.teacher_cache, source, tokenizer=tokenizer, mode=script.teacher_mode,
+            k=script.teacher_k, temperature=args.temperature,
+        )  # fmt: skip
+    return source
+
+
+def _check_tokenizers(tokenizer: Any, student: str, name: str) -> None:
     """Refuses a teacher to whom the student's token ids mean something else."""
-    name = script.teacher_model_name_or_path
     try:
         teacher = AutoTokenizer.from_pretrained(name)
     except (ValueError, OSError):
@@ -161,6 +243,6 @@ def _check_tokenizers(tokenizer: Any, script: ScriptArguments) -> None:
     for token, number in tokenizer.get_vocab().items():
         if token not in added and theirs.get(token, number) != number:
             raise ValueError(
-                f"token {token!r} is {number} to {script.model_name_or_path} and {theirs[token]} "
+                f"token {token!r} is {number} to {student} and {theirs[token]} "
                 f"to {name}: expected a teacher with the student's tokenizer"
             )

@@ -12,13 +12,18 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
+from sadkern.data import SpanCollator, prepare
 from sadkern.forward import output_head, supervised_logits
+from sadkern.sides import Side, moved
 from sadkern.span_kl import SpanLoss, span_kl
 from sadkern.spans import ACT, REASON
 from sadkern.teacher import OnlineTeacher, TeacherSource
+from sadkern.teacher.ahead import SIGNAL, Ahead
+from sadkern.teacher.online import check_tokens
+from sadkern.teacher.source import Expectant
 from sadkern.train.config import SADConfig
-from sadkern.train.data import SpanCollator, prepare
 
+INPUTS = ("input_ids", "attention_mask")  # what a batch gives to a model's forward
 SPANS = {REASON: "reason", ACT: "act"}
 NOT_FINITE = (
     "expected finite logits of both models (a learning rate too high, or fp16 overflow, are the "
@@ -70,35 +75,24 @@ class SADTrainer(Trainer):
                 "model, such as copy.deepcopy(model)"
             )
         output_head(model)
-        embeddings = {"student": _embeddings(model)}
         if isinstance(teacher_model, nn.Module):
-            embeddings["teacher"] = _embeddings(teacher_model)
             if getattr(teacher_model, "hf_device_map", None) is None:
                 teacher_model.to(args.device)
-            self.teacher: TeacherSource = OnlineTeacher(teacher_model)
-        else:
-            self.teacher = teacher_model
-        smaller = min(embeddings, key=lambda side: embeddings[side])
+            teacher_model = OnlineTeacher(teacher_model)
+        self.teacher: TeacherSource = teacher_model
+        self._ahead = Ahead(self.teacher, INPUTS, args.teacher_lookahead)
+        self._drawn: tuple[Any, Any] = (None, None)
 
         def examples(
             records: Iterable[Mapping[str, Any]] | None,
         ) -> list[dict[str, list[int]]] | None:
             if records is None:
                 return None
-            ready = prepare(
-                records,
-                processing_class,
-                profile=args.profile,
-                max_length=args.max_length,
-                truncation=args.truncation,
-                supervise_markers=args.supervise_markers,
-            )
-            largest = max(max(example["input_ids"]) for example in ready)
-            if largest >= embeddings[smaller]:
-                raise ValueError(
-                    f"token id {largest} is beyond the {smaller}'s {embeddings[smaller]} "
-                    "embeddings: expected the tokenizer that student and teacher share"
-                )
+            ready = prepare(records, processing_class, **args.reading())
+            embeddings: Any = model.get_input_embeddings().num_embeddings
+            check_tokens(ready, embeddings, "student")
+            if isinstance(self.teacher, Expectant):
+                self.teacher.expect(ready, tokenizer=processing_class, temperature=args.temperature)
             return ready
 
         pad = getattr(processing_class, "pad_token_id", None)
@@ -125,13 +119,16 @@ class SADTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         rows, span_ids, input_ids = inputs["rows"], inputs["span_ids"], inputs["input_ids"]
-        forward = {"input_ids": input_ids, "attention_mask": inputs["attention_mask"]}
-        teacher = self.teacher(rows, **forward)
-        student = supervised_logits(model, rows, **forward)
+        made: Any = inputs.get(SIGNAL)
+        teacher: Side = self._ahead(inputs) if made is None else made.result()
+        student = supervised_logits(model, rows, **{name: inputs[name] for name in INPUTS})
+        teacher = moved(teacher, student.device)
+        if isinstance(teacher, Tensor):
+            teacher = teacher.to(student.dtype)
         kinds = span_ids.flatten()[rows]
         out = span_kl(
             student,
-            teacher.to(student.device, student.dtype),
+            teacher,
             kinds,
             num_tokens=num_items_in_batch,
             # The last row of a trajectory is never supervised, so row + 1 is the next token.
@@ -154,6 +151,26 @@ class SADTrainer(Trainer):
                 f"step {self.state.global_step}: the divergence of trajectory {row // length} of "
                 f"the batch at token {row % length} is not finite: {NOT_FINITE}"
             )
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            self._ahead.close()
+            close = getattr(self.teacher, "close", None)
+            if close is not None:
+                close()
+
+    def get_batch_samples(
+        self, epoch_iterator: Any, num_batches: int, device: torch.device
+    ) -> tuple[list, Tensor | int | None]:
+        # Where the Trainer draws its batches: the teacher is given those that come next.
+        if self.args.teacher_lookahead:
+            if self._drawn[0] is not epoch_iterator:
+                self._ahead.close()
+                self._drawn = epoch_iterator, self._ahead.over(epoch_iterator)
+            epoch_iterator = self._drawn[1]
+        return super().get_batch_samples(epoch_iterator, num_batches, device)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         """Supervised rows [S] of a step, per rank: ranks' gradients are averaged."""
@@ -216,10 +233,6 @@ class SADTrainer(Trainer):
                 f"{self.state.global_step}: {NOT_FINITE}"
             )
         return measured
-
-
-def _embeddings(model: Any) -> int:
-    return model.get_input_embeddings().num_embeddings
 
 
 class Meter:

@@ -1,0 +1,129 @@
+"""The teacher's signal of coming batches, made while the present one is trained on."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sadkern.sides import Side, tensors_of
+from sadkern.teacher.source import TeacherSource
+
+SIGNAL = "teacher"  # a batch's entry for its signal in the making
+
+
+class Ahead:
+    """Runs a source in a thread of its own, `depth` batches before they are needed.
+
+    Whatever the source waits for (another device, a disk, a server) happens beside the student's
+    step. On CUDA its work is queued on a stream of its own. No more than `depth` signals that
+    nobody has taken yet exist at a time. Calling it asks the source at once.
+
+    >>> import torch
+    >>> from sadkern.teacher.ahead import Ahead
+    >>> def source(rows, **inputs):
+    ...     return inputs["input_ids"].flatten()[rows, None].float()
+    >>> batches = [{"rows": torch.tensor([0]), "input_ids": torch.tensor([[i]])} for i in (5, 7)]
+    >>> ahead = Ahead(source, ("input_ids",), depth=1)
+    >>> [batch["teacher"].result().item() for batch in ahead.over(iter(batches))]
+    [5.0, 7.0]
+    >>> ahead.close()
+    """
+
+    def __init__(self, source: TeacherSource, inputs: tuple[str, ...], depth: int):
+        self.source, self.inputs, self.depth = source, inputs, depth
+        self._one_at_a_time = threading.Lock()
+        self._room = threading.Condition()
+        self._made = 0  # signals that were made and not taken
+        self._closed = False
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> Side:
+        """The signal of a batch, now."""
+        with self._one_at_a_time:
+            return self.source(batch["rows"], **{name: batch[name] for name in self.inputs})
+
+    def over(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The batches, each with a `Signal` that is in the making; `depth` of them are drawn
+        before the first is given."""
+        waiting: deque[dict[str, Any]] = deque()
+        for batch in batches:
+            waiting.append({**batch, SIGNAL: self._begin(batch)})
+            if len(waiting) > self.depth:
+                yield waiting.popleft()
+        yield from waiting
+
+    def close(self) -> None:
+        """Drops what was begun; it can be used again after that."""
+        with self._room:
+            self._closed = True
+            self._room.notify_all()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        self._pool, self._closed, self._made = None, False, 0
+
+    def _begin(self, batch: dict[str, Any]) -> Signal:
+        if self._pool is None:
+            # A new thread would take as many for its own arithmetic as the machine has.
+            self._pool = ThreadPoolExecutor(
+                1, "teacher", torch.set_num_threads, (torch.get_num_threads(),)
+            )
+        device = batch["rows"].device
+        ready = torch.cuda.Event() if device.type == "cuda" else None
+        if ready is not None:
+            ready.record(torch.cuda.current_stream(device))
+        return Signal(self, self._pool.submit(self._make, batch, device, ready))
+
+    def _make(
+        self, batch: dict[str, Any], device: torch.device, ready: Any
+    ) -> tuple[Side, Any] | None:
+        with self._room:
+            self._room.wait_for(lambda: self._made < self.depth or self._closed)
+            if self._closed:
+                return None
+            self._made += 1
+        if ready is None:
+            return self(batch), None
+        stream = torch.cuda.Stream(device)
+        stream.wait_event(ready)
+        with torch.cuda.stream(stream):
+            side = self(batch)
+            for x in batch.values():
+                if isinstance(x, Tensor) and x.is_cuda:
+                    x.record_stream(stream)
+            done = torch.cuda.Event()
+            done.record(stream)
+        return side, done
+
+    def _taken(self) -> None:
+        with self._room:
+            self._made -= 1
+            self._room.notify_all()
+
+
+class Signal:
+    """A signal that is being made."""
+
+    def __init__(self, ahead: Ahead, future: Future[tuple[Side, Any] | None]):
+        self._ahead, self._future = ahead, future
+
+    def result(self) -> Side:
+        """Waits for it. Whatever the source raised is raised here; RuntimeError: it was dropped."""
+        try:
+            found = self._future.result()
+        finally:
+            self._ahead._taken()
+        if found is None:
+            raise RuntimeError("the teacher was closed while a batch was waiting for it")
+        side, done = found
+        if done is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(done)
+            for tensor in tensors_of(side).values():
+                tensor.record_stream(stream)
+        return side

@@ -1,0 +1,240 @@
+"""A teacher that was asked before: its signal comes from a store, what is missing from it."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sadkern.sides import Projection, TopK, each, moved
+from sadkern.store import Identity, Store, content_key, tokenizer_identity
+from sadkern.store.care import SHARD_BYTES
+from sadkern.store.codec import Columns
+from sadkern.store.directory import BusyError, Writer
+from sadkern.teacher.capture import (
+    Asked,
+    at_positions,
+    between,
+    decode,
+    encode,
+    joined,
+    load_head,
+    save_head,
+)
+from sadkern.teacher.source import Example, Expectant, TeacherSource
+
+WRITTEN = "written-"  # shards that training made, one writer a process
+NAMED = 5
+
+
+class MissingError(LookupError):
+    """A trajectory is not in the store."""
+
+
+class NamedSource(TeacherSource, Protocol):
+    """A source whose signal may be kept."""
+
+    def facts(self) -> dict[str, Any]:
+        """Of the `Identity` of what it says: teacher, revision, vocab."""
+        ...
+
+
+def asked_of(rows: Tensor, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Iterator[Asked]:
+    """Those of a batch that have supervised rows. ValueError: it is padded on the left."""
+    if not bool(attention_mask[:, 0].all()):
+        raise ValueError("a batch is padded on the left: expected padding on the right")
+    where, ids, sizes = (x.cpu().numpy() for x in (rows, input_ids, attention_mask.sum(-1)))
+    sequences, positions = np.divmod(where, ids.shape[1])
+    for i in np.unique(sequences):
+        yield Asked(content_key(ids[i, : sizes[i]]), positions[sequences == i], int(i))
+
+
+def ask(
+    source: TeacherSource, asked: list[Asked], identity: Identity, **inputs: Tensor
+) -> list[tuple[bytes, Columns]]:
+    """Records of what `source` says of those trajectories of the batch `inputs`."""
+    part = {name: x[[one.sequence for one in asked]] for name, x in inputs.items()}
+    length = part["input_ids"].shape[1]
+    rows = torch.from_numpy(
+        np.concatenate([i * length + one.positions for i, one in enumerate(asked)])
+    ).to(part["input_ids"].device)
+    signal = source(rows, **part)
+    labels = part["input_ids"].flatten()[rows + 1]
+    ends = np.cumsum([len(one.positions) for one in asked]).tolist()
+    return [
+        (one.key, encode(between(signal, begin, end), labels[begin:end], one, identity))
+        for one, begin, end in zip(asked, [0, *ends], ends, strict=False)
+    ]
+
+
+def store_for(
+    path: str | Path,
+    source: NamedSource,
+    tokenizer: Any = None,
+    *,
+    mode: str = "topk",
+    k: int = 64,
+    temperature: float = 1.0,
+    parts: bool = False,
+) -> Store:
+    """The store at `path` of what `source` says, made where there is none; see `Store.create`.
+
+    ValueError: the source cannot say that. IdentityError: the store there is of another signal.
+    """
+    hidden = mode == "hidden"
+    if hidden and not hasattr(source, "head"):
+        raise ValueError(
+            f"mode='hidden' keeps hidden states, and a {type(source).__name__} has none: expected "
+            "mode='topk', or an OnlineTeacher"
+        )
+    identity = Identity(
+        mode=mode, k=None if hidden else k, temperature=None if hidden else float(temperature),
+        **source.facts(), **{} if tokenizer is None else tokenizer_identity(tokenizer),
+    )  # fmt: skip
+    store = Store.create(path, identity, parts=parts)
+    if hidden:
+        save_head(store, source.head)  # type: ignore[attr-defined]
+    return store
+
+
+class CachedTeacher:
+    """Reads a store that `sadkern cache` wrote, or an earlier epoch.
+
+    A trajectory is found by its tokens: shuffling, batch size, span weights, curriculum, resuming
+    and another student change nothing. With a `source` what is missing is asked of it and kept
+    (write-through): the first epoch computes, later ones read, and both see the same numbers, since
+    the first is given what it has just written.
+
+    Args:
+        path: the store.
+        source: an `OnlineTeacher`, a `ServedTeacher` or whatever has `facts` beside its call.
+        tokenizer, mode, k, temperature: of a store that `source` is to fill; see `Identity`.
+
+    Raises:
+        FileNotFoundError: no store there and no source.
+        DamagedError: a file is not what was written.
+        IdentityError: the store holds another signal than the source's.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        source: NamedSource | None = None,
+        *,
+        tokenizer: Any = None,
+        mode: str = "topk",
+        k: int = 64,
+        temperature: float = 1.0,
+    ):
+        self.source = source
+        if source is None:
+            self.store = Store.open(path, parts=True)
+        else:
+            self.store = store_for(
+                path, source, tokenizer, mode=mode, k=k, temperature=temperature, parts=True
+            )
+            self._adopt()
+        self.identity = self.store.identity
+        self._heads: dict[torch.device, Projection | None] = {}
+        self._writer: Writer | None = None
+        self._bytes = 0
+
+    def __call__(self, rows: Tensor, **inputs: Any) -> Projection | TopK:
+        """See `TeacherSource`. MissingError: a trajectory is not in the store."""
+        asked = list(asked_of(rows, **inputs))
+        missing = [one for one in asked if self._read(*one) is None]
+        if missing:
+            self.store.refresh()  # another process may have written it
+            missing = [one for one in missing if self._read(*one) is None]
+        if missing and self.source is None:
+            keys = [one.key.hex() for one in missing]
+            raise MissingError(self._told(keys, len(asked)))
+        if missing:
+            self._ask(missing, inputs)
+        parts = [columns for one in asked if (columns := self._read(*one)) is not None]
+        return self._placed(joined(parts), rows.device)
+
+    def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
+        """IdentityError: the run would compare with another signal. MissingError: trajectories are
+        not in the store, and there is no source."""
+        asked = replace(
+            self.identity,
+            temperature=None if self.identity.mode == "hidden" else temperature,
+            **{} if tokenizer is None else tokenizer_identity(tokenizer, self.identity.tokens),
+        )
+        self.store.require(asked)
+        if isinstance(self.source, Expectant):
+            self.source.expect(examples, tokenizer=tokenizer, temperature=temperature)
+        if self.source is None:
+            asked_for = [
+                Asked(content_key(one["input_ids"]), np.flatnonzero(one["span_ids"]), 0)
+                for one in examples
+            ]
+            missing = [f"{i}" for i, one in enumerate(asked_for) if not self._covers(one)]
+            if missing:
+                raise MissingError(self._told(missing, len(examples)))
+
+    def close(self) -> None:
+        """Makes a shard of what was written; calling the teacher goes on after that."""
+        if self._writer is not None:
+            with self._writer:
+                self._writer.seal()
+            self._writer, self._bytes = None, 0
+
+    def _read(self, key: bytes, positions: np.ndarray, _: int = 0) -> Columns | None:
+        if key not in self.store:
+            return None
+        return at_positions(self.store.read(key), positions, self.identity)
+
+    def _covers(self, one: Asked) -> bool:
+        return one.key in self.store and bool(
+            np.isin(one.positions, self.store.positions(one.key)).all()
+        )
+
+    def _ask(self, missing: list[Asked], inputs: dict[str, Tensor]) -> None:
+        """Has the source say what is missing, and writes it down."""
+        assert self.source is not None
+        wanted = {}
+        for one in missing:
+            # A record takes the place of one with fewer rows: what that had is made again with it.
+            others = self.store.positions(one.key) if one.key in self.store else one.positions
+            wanted[one.key] = one._replace(positions=np.union1d(others, one.positions))
+        records = ask(self.source, list(wanted.values()), self.identity, **inputs)
+        if self._writer is None:
+            self._writer = self.store.writer(WRITTEN + uuid.uuid4().hex)
+        self.store.index(self._writer.add(records))
+        self._bytes += sum(x.nbytes for _, columns in records for x in columns.values())
+        if self._bytes >= SHARD_BYTES:
+            self.close()
+
+    def _placed(self, columns: Columns, device: torch.device) -> Projection | TopK:
+        if device not in self._heads:
+            head = load_head(self.store)
+            self._heads[device] = None if head is None else moved(head, device)
+        head = self._heads[device]
+        signal = decode(columns, self.identity, head)
+        if device.type == "cuda":  # from pinned memory nobody waits for the copy
+            signal = each(signal, Tensor.pin_memory)
+        return moved(signal, device)
+
+    def _adopt(self) -> None:
+        """Seals what training wrote before it was killed."""
+        for name in self.store.leftovers():
+            if name.startswith(WRITTEN):
+                with suppress(BusyError), self.store.writer(name) as writer:
+                    writer.seal()
+
+    def _told(self, names: list[str], total: int) -> str:
+        few = ", ".join(names[:NAMED]) + (" .." if len(names) > NAMED else "")
+        return (
+            f"{len(names)} of {total} trajectories are not in {self.store.path}, which has "
+            f"{len(self.store)}: number {few}. Expected those that it was made of, cut to the same "
+            "max_length and with the same supervised spans: `sadkern cache` adds what is missing"
+        )
