@@ -236,7 +236,7 @@ def _told() -> Iterator[None]:
     """What is wrong with the input is said in a line, without a traceback."""
     try:
         yield
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
+    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
         typer.echo(f"error: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
         raise typer.Exit(2) from None
 

@@ -182,6 +182,8 @@ class Writer:
 
     def add(self, records: Iterable[tuple[bytes, Columns]]) -> Shard:
         """On disk when this returns: the part that holds them."""
+        if self.sealed:
+            raise ValueError(f"{self.name} is sealed already: expected another name")
         part = Shard(write_shard(self.folder, f"{self._next:06d}", records))
         self._next += 1
         self.parts.update({key: (part, i) for i, key in enumerate(part.keys)})

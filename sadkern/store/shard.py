@@ -43,13 +43,12 @@ class Shard:
             # No context: it stays mapped as long as this object lives.
             self._file = safe_open(path, framework="np")
             index = [self._file.get_tensor(name) for name in INDEX]
-            metadata = self._file.metadata() or {}
-            self.columns = metadata["columns"].split()
+            checksum, *self.columns = (self._file.metadata() or {})["index"].split()
             sizes = [self._file.get_slice(name).get_shape()[0] for name in self.columns]
-        except (SafetensorError, OSError, KeyError, IndexError) as error:
+        except (SafetensorError, OSError, KeyError, IndexError, ValueError) as error:
             raise DamagedError(f"{path} is damaged: {type(error).__name__} {error}") from error
         keys, self.offsets, self.checksums = index
-        if metadata.get("index") != _index_checksum(index, self.columns):
+        if checksum != _index_checksum(index, self.columns):
             raise DamagedError(f"{path} is damaged: its index does not have its checksum")
         if self.offsets[:, -1].tolist() != sizes:
             raise DamagedError(
@@ -106,10 +105,10 @@ def write_shard(folder: Path, stem: str, records: Iterable[tuple[bytes, Columns]
             [_checksum(key, columns) for key, columns in zip(keys, given, strict=True)], np.uint32
         ),
     }
-    metadata = {
-        "columns": " ".join(names),
-        "index": _index_checksum([index[name] for name in INDEX], names),
-    }
+    # One entry: of several the library writes now this first, now that, and equal shards are to be
+    # equal files.
+    checksum = _index_checksum([index[name] for name in INDEX], names)
+    metadata = {"index": " ".join([checksum, *names])}
     data = save({**index, **{n: np.concatenate(part) for n, part in parts.items()}}, metadata)
     path = folder / f"{stem}-{_hash(data)}{SUFFIX}"
     write_whole(path, data)
