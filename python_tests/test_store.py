@@ -218,10 +218,12 @@ def test_a_flipped_bit_anywhere_is_found_and_its_file_named(tmp_path):
             assert str(file) in fault
             assert "damaged" in fault
             # And no reading gives anything else than what was written.
+            refusal = ""
             try:
                 assert_holds(Store.open(tmp_path), range(4))
             except DamagedError as error:
-                assert str(file) in str(error)
+                refusal = str(error)
+            assert not refusal or str(file) in refusal
         file.write_bytes(whole)
     assert verify(tmp_path) == []
 
