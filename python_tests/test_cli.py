@@ -113,9 +113,10 @@ def test_a_teacher_of_another_tokenizer_is_refused(files):
     vocab = content["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     path.write_text(json.dumps(content))
-    error = train(files).exception
-    assert isinstance(error, ValueError)
-    one, other = re.search(r"is (\d+) to \S+student and (\d+) to \S+teacher", str(error)).groups()
+    done = train(files)
+    assert done.exit_code == 2
+    said = re.search(r"is (\d+) to \S+student and (\d+) to \S+teacher", done.output)
+    one, other = said.groups()
     assert {int(one), int(other)} == {vocab["a"], vocab["b"]}
 
 
@@ -173,3 +174,35 @@ def test_info_says_what_is_built():
     assert done.exit_code == 0
     assert done.output.startswith(f"sadkern {__version__}\n")
     assert "native:" in done.output
+
+
+def test_a_cache_is_made_looked_at_and_trained_from(files, tmp_path):
+    where, data = str(tmp_path / "cache"), str(files / "train.jsonl")
+    made = sadkern("cache", "--model", files / "teacher", "--data", data, "--output", where)
+    assert made.exit_code == 0, made.output
+    facts = json.loads(sadkern("cache", "info", where, "--json").output)
+    assert facts["k"] == 64
+    assert facts["trajectories"] == 6
+    assert "every byte as it was written" in sadkern("cache", "verify", where).output
+    (shard,) = (tmp_path / "cache" / "shards").iterdir()
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    wrong = sadkern("cache", "verify", where)
+    assert wrong.exit_code == 1
+    assert shard.name in wrong.output
+    shard.write_bytes(whole)
+    refused = sadkern(
+        "cache", "--model", files / "teacher", "--data", data, "--output", where, "--k", 9
+    )
+    assert refused.exit_code == 2
+    assert "k is 64 there and 9 here" in refused.output
+    assert "expected --data FILE and --output DIR" in sadkern("cache", "--k", 9).output.replace(
+        "\n", " "
+    )
+    done = train(files, "--teacher_cache", where, "--max_steps", 2)
+    assert done.exception is None, done.exception
+    done = train(files, "--teacher_cache", where, "--temperature", 2)
+    assert done.exit_code == 2
+    assert "temperature is 1.0 there and 2.0 here" in done.output.splitlines()[-1]
+    merged = sadkern("cache", "merge", where, "--output", tmp_path / "merged")
+    assert "6 trajectories of 1 stores" in merged.output
