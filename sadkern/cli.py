@@ -231,6 +231,51 @@ def merge(
         run(sources, output, shard_mib)
 
 
+@cache.command("import")
+def import_captures(
+    files: Annotated[
+        list[Path], typer.Argument(help="Parquet; of axolotl's columns JSON Lines too.")
+    ],
+    format: Annotated[str, typer.Option(help="Whose captures: distillkit or axolotl.")],
+    output: Annotated[Path, typer.Option(help="Where the cache is made or added to.")],
+    teacher: Annotated[str, typer.Option(help="The model that gave them, by name.")],
+    revision: Annotated[str | None, typer.Option(help="Of the model.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of the model; a run with another is then refused.")
+    ] = None,
+    vocab: Annotated[
+        int | None,
+        typer.Option(help="The model's number of logits, if config and tokenizer do not say it."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="At which they were captured.")] = 1.0,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="DistillKit's compression_config.yaml, if it is not beside the files."),
+    ] = None,
+    align: Annotated[
+        str,
+        typer.Option(
+            help="Of axolotl's columns, which do not say it. next: row p is the distribution of "
+            "token p + 1, as axolotl has it now; same: of token p, as it had it before June 2025."
+        ),
+    ] = "next",
+    shard_mib: ShardMiB = 128.0,
+) -> None:
+    """Make a cache of log-probabilities that another tool captured.
+
+    sadkern cache import data/*.parquet --format distillkit --teacher Qwen/Qwen3-8B --output cache/
+
+    What is there already is not read again. Rows that are malformed are named and left out.
+    """
+    from sadkern.teacher.script import bring as run
+
+    with _told():
+        run(
+            files, output, format=format, teacher=teacher, revision=revision, tokenizer=tokenizer,
+            vocab=vocab, temperature=temperature, config=config, align=align, shard_mib=shard_mib,
+        )  # fmt: skip
+
+
 @contextmanager
 def _told() -> Iterator[None]:
     """What is wrong with the input is said in a line, without a traceback."""

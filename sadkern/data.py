@@ -36,14 +36,19 @@ def load_trajectories(path: str | Path) -> list[dict[str, Any]]:
             refused[fault].append(number)
         else:
             records.append(record)
-    for fault, numbers in refused.items():
-        more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-        places = ", ".join(map(str, numbers[:NAMED])) + more
-        logger.warning("%s:%s left out: %s", path, places, fault)
+    tell_left_out(path, refused)
     if not records:
         total = sum(map(len, refused.values()))
         raise ValueError(f"{path} has no trajectory ({total} lines were left out)")
     return records
+
+
+def tell_left_out(path: str | Path, refused: Mapping[str, Sequence[int]]) -> None:
+    """Warns of a file's lines by number, once for each fault."""
+    for fault, numbers in refused.items():
+        more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+        places = ", ".join(map(str, numbers[:NAMED])) + more
+        logger.warning("%s:%s left out: %s", path, places, fault)
 
 
 def _fault(record: Any) -> str:

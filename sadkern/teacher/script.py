@@ -19,6 +19,7 @@ from sadkern.store.care import drop_damaged, merge, verify
 from sadkern.store.directory import read_manifest
 from sadkern.teacher.build import build
 from sadkern.teacher.cached import store_for
+from sadkern.teacher.imports import Axolotl, DistillKit, find_config, import_files, load_config
 from sadkern.teacher.load import load_teacher
 from sadkern.teacher.served import ServedTeacher
 
@@ -114,6 +115,42 @@ def join(sources: Sequence[Path], output: Path, shard_mib: float) -> None:
         lambda keys: tqdm(keys, desc="merging", unit="trajectory", leave=False),
     )  # fmt: skip
     print(f"{output}: {len(store)} trajectories of {len(sources)} stores")
+
+
+def bring(
+    files: Sequence[Path],
+    output: Path,
+    *,
+    format: str,
+    teacher: str,
+    revision: str | None,
+    tokenizer: str | None,
+    vocab: int | None,
+    temperature: float,
+    config: Path | None,
+    align: str,
+    shard_mib: float,
+) -> None:
+    """Adds to the store at `output` what it lacks of another tool's captures in `files`."""
+    if format == "distillkit":
+        if align != "next":
+            raise ValueError(f"--align {align}: DistillKit's rows are of the next token, always")
+        source: Any = DistillKit(load_config(config) if config else find_config(files))
+    elif format == "axolotl":
+        if config:
+            raise ValueError("--config is of DistillKit's captures, and axolotl's have none")
+        source = Axolotl(align)
+    else:
+        raise ValueError(f"--format {format}: expected distillkit or axolotl")
+    done = import_files(
+        output, files, source, teacher=teacher, revision=revision, temperature=temperature,
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer) if tokenizer else None, vocab=vocab,
+        shard_bytes=int(shard_mib * 2**20),
+    )  # fmt: skip
+    print(
+        f"{output}: {done.added} trajectories added, {done.there} were there, {done.left_out} rows "
+        f"left out, {len(done.store)} in all"
+    )
 
 
 def _place(device: str) -> tuple[int, int, torch.device]:
