@@ -184,8 +184,11 @@ def test_distillkit_bytes_are_what_distillkit_reads_in_them(name):
     )
     assert rows.ids.tolist() == [IDS, IDS]
     assert rows.positions.tolist() == [0, 1]
-    tolerance = 0 if expected == LOGPROBS or name == "residuals, delta" else 2e-6
-    np.testing.assert_allclose(rows.logprobs, [expected] * 2, atol=tolerance, rtol=0)
+    found = rows.logprobs
+    if name == "polynomial, delta":  # DistillKit rounds what it has summed up, and this does not
+        found = torch.from_numpy(found).bfloat16().float().numpy()
+    tolerance = 2e-6 if name in ("polynomial", "normalize_t", "polynomial, residuals") else 0
+    np.testing.assert_allclose(found, [expected] * 2, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize(

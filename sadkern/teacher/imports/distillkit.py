@@ -126,7 +126,7 @@ class Bytes:
         )
 
     def values(self, packed: Array) -> Array:
-        """fp32 `[R, k]` of bytes `[R, N]`."""
+        """fp32 `[R, k]` of bytes `[R, N]`, which DistillKit rounds to `exact_dtype` at the end."""
         terms = self.polynomial_terms or ()
         sizes = [_bytes(self.exact_k, self.exact_dtype), _bytes(len(terms), self.term_dtype)]
         sizes += [size for one in self.bins for size in one.sizes]
