@@ -20,6 +20,7 @@ from sadkern.store import Store, content_key
 from sadkern.store.care import verify
 
 KILLS = 50
+HUNG = 300.0  # seconds
 
 
 class Worker:
@@ -31,24 +32,23 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def start(self, *arguments):
+    def start(self, *arguments, kill_after=HUNG):
         self.process.stdin.write(json.dumps(arguments) + "\n")
         self.process.stdin.flush()
         self.child = int(self.process.stdout.readline())
+        self.timer = threading.Timer(kill_after, self.kill)
+        self.timer.start()
 
     def join(self) -> bool:
-        """Whether it came to its end."""
-        return int(self.process.stdout.readline()) == 0
+        """Whether it came to its end and was not killed."""
+        status = int(self.process.stdout.readline())
+        self.timer.cancel()
+        assert status in (0, signal.SIGKILL)
+        return status == 0
 
-    def run(self, *arguments, kill_after=None) -> bool:
-        self.start(*arguments)
-        if kill_after is None:
-            return self.join()
-        timer = threading.Timer(kill_after, self.kill)
-        timer.start()
-        whole = self.join()
-        timer.cancel()
-        return whole
+    def run(self, *arguments, **options) -> bool:
+        self.start(*arguments, **options)
+        return self.join()
 
     def kill(self):
         with suppress(ProcessLookupError):  # it has come to its end
@@ -86,8 +86,10 @@ def test_killed_at_random_moments_the_store_is_the_same(tmp_path, workers, mode)
     kills = stores = midway = 0
     while kills < (KILLS if mode == "topk" else 8):
         folder = tmp_path / f"killed{stores}"
-        while not worker.run(str(folder), mode, kill_after=rng.uniform(0, took)):
+        longest = took
+        while not worker.run(str(folder), mode, kill_after=rng.uniform(0, longest)):
             kills += 1
+            longest *= 1.1  # the machine may have become slower than it was when `took` was taken
             midway += folder.exists() and 0 < len(content(folder)) < 400
         stores += 1
         assert content(folder) == expected
