@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_models import RECORDS, small_model, small_tokenizer
 
 from sadkern import span_kl, topk_logprobs
 from sadkern.data import SpanCollator, prepare
 from sadkern.store import Store
 from sadkern.teacher import CachedTeacher, OnlineTeacher, ServedTeacher, ServerError
+from sadkern.teacher.wire import WIRES, WireError, read
 
 K = 20
 KINDS = ("vllm", "sglang", "openai")
@@ -194,7 +198,7 @@ def test_tokens_named_by_text_are_those_that_one_token_has(server, batch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "fault", [({"error": {"message": "x"}}, 500), ({}, 503), (b"<html>", 502), ({}, 429),
-              "hang-up", "half", "slow"], ids=str,
+              (b"\xff{}", 200), "hang-up", "half", "slow"], ids=str,
 )  # fmt: skip
 def test_what_may_pass_is_tried_again(server, batch, kind, fault):
     rows, inputs = batch
@@ -262,6 +266,54 @@ def test_an_answer_of_another_form_is_told(server, batch, kind, change, said):
     server.change = change
     with pytest.raises(ServerError, match=said):
         served(server, kind, batch_size=8)(rows, **inputs)
+
+
+def places(value, path=()):
+    """The path to each value in a JSON value."""
+    yield path
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield from places(value[key], (*path, key))
+
+
+def put(value, path, other):
+    if not path:
+        return other
+    value = value.copy()
+    value[path[0]] = put(value[path[0]], path[1:], other)
+    return value
+
+
+PROMPTS = [[3, 9, 4], [7, 5]]
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=3), x, max_size=3),
+    max_leaves=6,
+)
+WHOLE = {
+    "vllm": vllm({"prompt": PROMPTS, "prompt_logprobs": 3}),
+    "sglang": sglang({"input_ids": PROMPTS, "top_logprobs_num": 3}),
+    "openai": openai({"prompt": PROMPTS, "logprobs": 3}),
+}
+PLACES = {kind: list(places(answer)) for kind, answer in WHOLE.items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.data())
+def test_whatever_is_answered_is_distributions_or_told(kind, data):
+    """One value of an answer, or all of it, is any other."""
+    path = data.draw(st.sampled_from(PLACES[kind]))
+    answer = put(WHOLE[kind], path, data.draw(ANYTHING))
+    try:
+        found = read(WIRES[kind], answer, PROMPTS, lambda text: len(text) % 9)
+    except WireError:
+        return
+    assert [len(rows) for rows in found] == [len(prompt) - 1 for prompt in PROMPTS]
+    for prompt, rows in zip(PROMPTS, found, strict=True):
+        for actual, row in zip(prompt[1:], rows, strict=True):
+            assert actual in row
+            assert all(type(i) is int and i >= 0 and type(x) is float for i, x in row.items())
+            assert sum(math.exp(x) for x in row.values()) <= 1.01
 
 
 def test_a_dead_server_is_named(server, batch):

@@ -161,7 +161,7 @@ class ServedTeacher:
                     client.request(method, where, json=body), self.timeout
                 )
                 said = json.loads(answer.content) if answer.content else None
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
                 wrong = f"status {answer.status_code} and no whole JSON: {error}"
                 if 400 <= answer.status_code < 500 and answer.status_code != 429:
                     raise ServerError(f"{where}: {wrong}") from error

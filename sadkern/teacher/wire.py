@@ -131,7 +131,7 @@ def read(
         return wire.read(answer, prompts, id_of)
     except WireError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise WireError(f"its answer is of another form: {type(error).__name__} {error}") from error
 
 
@@ -150,7 +150,10 @@ def _choices(answer: Any, prompts: Sequence[Sequence[int]]) -> list[Mapping[str,
     sent, read = sum(map(len, prompts)), (answer.get("usage") or {}).get("prompt_tokens")
     if read is not None and read != sent:
         raise WireError(f"it read {read} tokens of the {sent} sent")
-    return sorted(choices, key=lambda choice: choice.get("index", 0))
+    places = [choice["index"] for choice in choices]
+    if sorted(places) != list(range(len(prompts))):
+        raise WireError(f"its choices are of prompts {places!r:.80}, expected each once")
+    return [choices[places.index(i)] for i in range(len(prompts))]
 
 
 def _entries(entries: Any, name: str, count: int) -> list[Any]:
@@ -162,6 +165,8 @@ def _entries(entries: Any, name: str, count: int) -> list[Any]:
 
 def _row(entries: Mapping[int, float | None], at: int) -> Entries:
     # A value that JSON has no word for comes as null or as a very low number.
+    if not all(isinstance(i, int) and i >= 0 for i in entries):
+        raise WireError(f"its entries of token {at} are of {list(entries)!r:.80}, expected ids")
     found = {i: -math.inf if x is None or x <= BANNED else float(x) for i, x in entries.items()}
     mass = sum(map(math.exp, found.values()))
     if not mass <= 1.01:
