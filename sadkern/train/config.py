@@ -65,11 +65,11 @@ class SADConfig(TrainingArguments):
             "token), renormalize or none."
         },
     )
-    teacher_lookahead: int = field(
-        default=1,
+    teacher_lookahead: int | None = field(
+        default=None,
         metadata={
             "help": "Batches whose signal the teacher makes ahead, beside the student's step; 0: "
-            "each when it is needed."
+            "each when it is needed. Default: 1, or 0 where both would compute on the same CPU."
         },
     )
     remove_unused_columns: bool = field(
@@ -91,7 +91,7 @@ class SADConfig(TrainingArguments):
             raise ValueError(
                 "remove_unused_columns=True would drop the spans from the batches: expected False"
             )
-        if self.teacher_lookahead < 0:
+        if self.teacher_lookahead is not None and self.teacher_lookahead < 0:
             raise ValueError(f"teacher_lookahead={self.teacher_lookahead}: expected 0 or more")
         # Their own checks, on a row of one logit and on an empty text.
         logits, row = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)

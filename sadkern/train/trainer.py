@@ -80,7 +80,10 @@ class SADTrainer(Trainer):
                 teacher_model.to(args.device)
             teacher_model = OnlineTeacher(teacher_model)
         self.teacher: TeacherSource = teacher_model
-        self._ahead = Ahead(self.teacher, INPUTS, args.teacher_lookahead)
+        depth = args.teacher_lookahead
+        if depth is None:
+            depth = int(not (isinstance(self.teacher, OnlineTeacher) and args.device.type == "cpu"))
+        self._ahead = Ahead(self.teacher, INPUTS, depth)
         self._drawn: tuple[Any, Any] = (None, None)
 
         def examples(
@@ -165,7 +168,7 @@ class SADTrainer(Trainer):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
         # Where the Trainer draws its batches: the teacher is given those that come next.
-        if self.args.teacher_lookahead:
+        if self._ahead.depth:
             if self._drawn[0] is not epoch_iterator:
                 self._ahead.close()
                 self._drawn = epoch_iterator, self._ahead.over(epoch_iterator)
