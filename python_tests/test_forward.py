@@ -31,6 +31,7 @@ from sadkern.forward import (
     output_head,
     supervised_hidden,
     supervised_logits,
+    supervised_loss,
 )
 from sadkern.sides import Projection
 from sadkern.span_kl import span_kl
@@ -141,6 +142,25 @@ def test_a_projection_is_what_the_whole_forward_does(name, batch):
     ours = logits_of(replace(head_projection(model), hidden=hidden))
     torch.testing.assert_close(ours, whole, rtol=1e-9, atol=1e-12)
     head_projection(model.bfloat16())  # told apart from a wrong head in any dtype
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_loss_from_hidden_states_is_that_of_the_logits(name, batch):
+    model = MODELS[name]().double().train()
+    teacher = torch.randn(len(ROWS), V, dtype=torch.float64)
+    found = []
+    for projection in (None, head_projection(model)):
+        loss = supervised_loss(
+            model, ROWS, lambda own: span_kl(own, teacher, torch.tensor([1, 1, 2, 2, 1])).loss,
+            projection, **batch,
+        )  # fmt: skip
+        loss.backward()
+        found.append((loss.detach(), gradients(model)))
+    (expected, whole), (ours, from_hidden) = found
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
+    assert from_hidden.keys() == whole.keys()
+    for key, gradient in whole.items():
+        torch.testing.assert_close(from_hidden[key], gradient, rtol=1e-8, atol=1e-12, msg=key)
 
 
 def test_a_bias_of_the_head_is_found(batch):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,11 +44,39 @@ def supervised_hidden(model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
     """
     with _head_replaced(output_head(model), lambda hidden: hidden[..., :0]) as calls:
         model(**inputs, use_cache=False)
-    if len(calls) != 1:
-        raise ValueError(
-            f"{type(model).__name__} called its head {len(calls)} times: expected one call"
-        )
+    _check_called_once(model, calls)
     return _taken(calls[0], rows)
+
+
+def supervised_loss(
+    model: nn.Module,
+    rows: Tensor,
+    loss_of: Callable[[Tensor | Projection], Tensor],
+    projection: Projection | None,
+    **inputs: Any,
+) -> Tensor:
+    """`loss_of` those rows: of their logits, or, with the model's `head_projection`, of hidden
+    states beside the head's own weight, from where the head would run.
+
+    It runs inside the model's forward then, where FSDP has the weight whole, and its gradient comes
+    through what that forward returns, where DDP and FSDP look for it. ValueError: as of
+    `supervised_logits`.
+    """
+    if projection is None:
+        return loss_of(supervised_logits(model, rows, **inputs))
+    head = output_head(model)
+    losses: list[Tensor] = []
+
+    def by(hidden: Tensor) -> Tensor:
+        own = {"weight": head.weight, "bias": getattr(head, "bias", None)}
+        losses.append(loss_of(replace(projection, hidden=_taken(hidden, rows), **own)))
+        # Empty, and yet all that the loss depends on is behind it, head included.
+        return hidden[..., :0] + losses[-1].to(hidden.dtype)
+
+    with _head_replaced(head, by) as calls:
+        nothing = model(**inputs, use_cache=False).logits
+    _check_called_once(model, calls)
+    return losses[0] + nothing.sum()
 
 
 def head_projection(model: nn.Module) -> Projection:
@@ -62,6 +91,9 @@ def head_projection(model: nn.Module) -> Projection:
     refuse = "expected one whose logits are softcap(scale (hidden weight^T + bias))"
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise ValueError(f"the head of {name} is a {type(head).__name__}: {refuse}")
+    extra = [n for n, x in head.named_parameters() if x is not weight and x is not bias]
+    if extra:  # an adapter, which does nothing yet
+        raise ValueError(f"the head of {name} has {', '.join(extra)} beside its weight: {refuse}")
     # From where a cap bends nothing to where it is all that is left, on both sides.
     given = torch.logspace(-8, 6, 29, dtype=torch.float64)
     given = torch.cat([given, -given])
@@ -104,6 +136,13 @@ def output_head(model: nn.Module) -> nn.Module:
             "expected a causal language model"
         )
     return head
+
+
+def _check_called_once(model: nn.Module, calls: list[Tensor]) -> None:
+    if len(calls) != 1:
+        raise ValueError(
+            f"{type(model).__name__} called its head {len(calls)} times: expected one call"
+        )
 
 
 def _taken(hidden: Tensor, rows: Tensor) -> Tensor:

@@ -65,6 +65,13 @@ class SADConfig(TrainingArguments):
             "token), renormalize or none."
         },
     )
+    projection: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the loss is taken from the student's hidden states, so that its "
+            "logits never exist as a whole; 'false' for a model whose head is no plain linear one."
+        },
+    )
     teacher_lookahead: int | None = field(
         default=None,
         metadata={

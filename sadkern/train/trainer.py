@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from sadkern.data import SpanCollator, prepare
-from sadkern.forward import output_head, supervised_logits
-from sadkern.sides import Side, moved
+from sadkern.forward import head_projection, output_head, supervised_loss
+from sadkern.sides import Projection, Side, first_tensor, moved
 from sadkern.span_kl import SpanLoss, span_kl
 from sadkern.spans import ACT, REASON
 from sadkern.teacher import OnlineTeacher, TeacherSource
@@ -75,6 +75,7 @@ class SADTrainer(Trainer):
                 "model, such as copy.deepcopy(model)"
             )
         output_head(model)
+        self._projection = _projection(model) if args.projection else None
         if isinstance(teacher_model, nn.Module):
             if getattr(teacher_model, "hf_device_map", None) is None:
                 teacher_model.to(args.device)
@@ -124,27 +125,36 @@ class SADTrainer(Trainer):
         rows, span_ids, input_ids = inputs["rows"], inputs["span_ids"], inputs["input_ids"]
         made: Any = inputs.get(SIGNAL)
         teacher: Side = self._ahead(inputs) if made is None else made.result()
-        student = supervised_logits(model, rows, **{name: inputs[name] for name in INPUTS})
-        teacher = moved(teacher, student.device)
-        if isinstance(teacher, Tensor):
-            teacher = teacher.to(student.dtype)
         kinds = span_ids.flatten()[rows]
-        out = span_kl(
-            student,
-            teacher,
-            kinds,
-            num_tokens=num_items_in_batch,
-            # The last row of a trajectory is never supervised, so row + 1 is the next token.
-            labels=input_ids.flatten()[rows + 1] if self.args.ce_weight else None,
-            # Nobody else needs the logits. A model that does for its own backward pass is told by
-            # autograd, which sees that they were written to.
-            inplace=student.requires_grad,
-            **self.args.loss_settings(),
+        found: list[SpanLoss] = []
+
+        def loss_of(student: Tensor | Projection) -> Tensor:
+            theirs = moved(teacher, first_tensor(student).device)
+            if isinstance(student, Tensor) and isinstance(theirs, Tensor):
+                theirs = theirs.to(student.dtype)
+            out = span_kl(
+                student,
+                theirs,
+                kinds,
+                num_tokens=num_items_in_batch,
+                # The last row of a trajectory is never supervised: row + 1 is the next token.
+                labels=input_ids.flatten()[rows + 1] if self.args.ce_weight else None,
+                # Nobody else needs the logits. A model that does for its own backward pass is told
+                # by autograd, which sees that they were written to.
+                inplace=isinstance(student, Tensor) and student.requires_grad,
+                **self.args.loss_settings(),
+            )
+            found.append(out)
+            return out.loss
+
+        loss = supervised_loss(
+            model, rows, loss_of, self._projection, **{name: inputs[name] for name in INPUTS}
         )
+        (out,) = found
         self._check_finite(out, rows, input_ids.shape[1])
         mode = "train" if model.training else "eval"
         self._meters[mode].add(out, kinds, with_ce=bool(self.args.ce_weight))
-        return (out.loss, out) if return_outputs else out.loss
+        return (loss, out) if return_outputs else loss
 
     def _check_finite(self, out: SpanLoss, rows: Tensor, length: int) -> None:
         # On a device the look would make the host wait; there the meter's sums tell, when logged.
@@ -236,6 +246,13 @@ class SADTrainer(Trainer):
                 f"{self.state.global_step}: {NOT_FINITE}"
             )
         return measured
+
+
+def _projection(model: nn.Module) -> Projection:
+    try:
+        return head_projection(model)
+    except ValueError as error:
+        raise ValueError(f"{error}. Or projection=False, which takes its logits whole") from None
 
 
 class Meter:
