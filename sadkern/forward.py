@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -64,12 +63,12 @@ def supervised_loss(
     """
     if projection is None:
         return loss_of(supervised_logits(model, rows, **inputs))
-    head = output_head(model)
+    head: Any = output_head(model)
     losses: list[Tensor] = []
 
     def by(hidden: Tensor) -> Tensor:
-        own = {"weight": head.weight, "bias": getattr(head, "bias", None)}
-        losses.append(loss_of(replace(projection, hidden=_taken(hidden, rows), **own)))
+        own = _taken(hidden, rows), head.weight, getattr(head, "bias", None)
+        losses.append(loss_of(Projection(*own, projection.scale, projection.softcap)))
         # Empty, and yet all that the loss depends on is behind it, head included.
         return hidden[..., :0] + losses[-1].to(hidden.dtype)
 
@@ -91,8 +90,9 @@ def head_projection(model: nn.Module) -> Projection:
     refuse = "expected one whose logits are softcap(scale (hidden weight^T + bias))"
     if not isinstance(weight, Tensor) or weight.ndim != 2:
         raise ValueError(f"the head of {name} is a {type(head).__name__}: {refuse}")
-    extra = [n for n, x in head.named_parameters() if x is not weight and x is not bias]
-    if extra:  # an adapter, which does nothing yet
+    own = {id(weight), id(bias)}
+    extra = [n for n, x in head.named_parameters() if x.requires_grad and id(x) not in own]
+    if extra:  # an adapter's, which does nothing yet
         raise ValueError(f"the head of {name} has {', '.join(extra)} beside its weight: {refuse}")
     # From where a cap bends nothing to where it is all that is left, on both sides.
     given = torch.logspace(-8, 6, 29, dtype=torch.float64)
