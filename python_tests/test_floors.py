@@ -19,7 +19,7 @@ FLOORS = [
     ["cli"],
     ["demo"],
     ["train", "evaluate", "inspect"],
-    ["teacher"],
+    ["teacher", "curriculum"],
     ["data", "store", "forward"],
     ["span_kl", "topk", "spans"],
     ["ops"],

@@ -2,17 +2,21 @@
 
 from sadkern.teacher.build import build
 from sadkern.teacher.cached import CachedTeacher, MissingError, store_for
+from sadkern.teacher.entropy import mean_entropies
+from sadkern.teacher.labels import HardLabels
 from sadkern.teacher.online import OnlineTeacher
 from sadkern.teacher.served import ServedTeacher, ServerError
 from sadkern.teacher.source import TeacherSource
 
 __all__ = [
     "CachedTeacher",
+    "HardLabels",
     "MissingError",
     "OnlineTeacher",
     "ServedTeacher",
     "ServerError",
     "TeacherSource",
     "build",
+    "mean_entropies",
     "store_for",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from sadkern.data import SpanCollator
-from sadkern.store import Store, content_key
+from sadkern.store import Store
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import bytes_per_row
 from sadkern.store.directory import BusyError, Writer
@@ -26,24 +25,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A trajectory and the rows that are asked of it."""
-
-    key: bytes
-    input_ids: Sequence[int]
-    positions: np.ndarray
-
-    def lacking(self, store: Store) -> bool:
-        return self.key not in store or not np.isin(self.positions, store.positions(self.key)).all()
-
-
-@dataclass(frozen=True)
 class Group:
     """What becomes one shard: which trajectories that is depends on the data alone, not on who
     works at it or how often it was interrupted."""
 
     name: str
-    wanted: list[Wanted]
+    wanted: list[Asked]
 
 
 def build(
@@ -99,23 +86,26 @@ def build(
     return added
 
 
-def _unique(examples: Iterable[Example]) -> list[Wanted]:
+def _unique(examples: Iterable[Example]) -> list[Asked]:
     """In their order, each once."""
-    found: dict[bytes, Wanted] = {}
+    found: dict[bytes, Asked] = {}
     for example in examples:
-        key = content_key(example["input_ids"])
-        positions = np.flatnonzero(example["span_ids"])
-        if key in found:
-            positions = np.union1d(positions, found[key].positions)
-        found[key] = Wanted(key, example["input_ids"], positions)
+        one = Asked.of(example["input_ids"], np.flatnonzero(example["span_ids"]))
+        if one.key in found:
+            one = one._replace(positions=np.union1d(one.positions, found[one.key].positions))
+        found[one.key] = one
     return list(found.values())
 
 
-def _groups(wanted: list[Wanted], store: Store, width: int, shard_bytes: int) -> list[Group]:
+def _lacks(store: Store, one: Asked) -> bool:
+    return one.key not in store or not np.isin(one.positions, store.positions(one.key)).all()
+
+
+def _groups(wanted: list[Asked], store: Store, width: int, shard_bytes: int) -> list[Group]:
     """What of all that is wanted is lacking, cut where shards are full of what is wanted."""
     identity = store.identity
     per_row = bytes_per_row(width, identity.vocab, hidden=identity.mode == "hidden")
-    groups: list[list[Wanted]] = [[]]
+    groups: list[list[Asked]] = [[]]
     size = 0.0
     for one in wanted:
         size += per_row * len(one.positions)
@@ -123,7 +113,7 @@ def _groups(wanted: list[Wanted], store: Store, width: int, shard_bytes: int) ->
             groups.append([])
             size = per_row * len(one.positions)
         groups[-1].append(one)
-    lacking = [[one for one in group if one.lacking(store)] for group in groups]
+    lacking = [[one for one in group if _lacks(store, one)] for group in groups]
     return [
         Group(digest([[one.key.hex(), one.positions.tolist()] for one in group]), group)
         for group in lacking
@@ -151,17 +141,13 @@ def _fill(
     if writer.sealed:  # and killed, or overtaken, before its parts were cleared away
         writer.discard()
         return 0
-    collate = SpanCollator(0)
     # Of like length, so that little is padding.
     order = sorted(group.wanted, key=lambda one: -len(one.input_ids))
     left = [one for one in order if one.key not in writer.parts]
     bar.update(sum(len(one.input_ids) for one in order) - sum(len(one.input_ids) for one in left))
     for begin in range(0, len(left), batch_size):
         some = left[begin : begin + batch_size]
-        batch = collate([{"input_ids": one.input_ids, "span_ids": [0]} for one in some])
-        inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
-        asked = [Asked(one.key, one.positions, i) for i, one in enumerate(some)]
-        writer.add(ask(teacher, asked, writer.store.identity, **inputs))
+        writer.add(ask(teacher, some, writer.store.identity, device))
         bar.update(sum(len(one.input_ids) for one in some))
     writer.seal([one.key for one in group.wanted])
     return len(left)

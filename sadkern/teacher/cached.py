@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sadkern.data import SpanCollator
 from sadkern.sides import Projection, TopK, each, moved
-from sadkern.store import Identity, Store, content_key, tokenizer_identity
+from sadkern.store import Identity, Store, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import Columns
 from sadkern.store.directory import BusyError, Writer
@@ -28,7 +29,7 @@ from sadkern.teacher.capture import (
     load_head,
     save_head,
 )
-from sadkern.teacher.source import Example, Expectant, TeacherSource
+from sadkern.teacher.source import Example, Expectant, TeacherSource, trajectories
 
 WRITTEN = "written-"  # shards that training made, one writer a process
 NAMED = 5
@@ -46,30 +47,22 @@ class NamedSource(TeacherSource, Protocol):
         ...
 
 
-def asked_of(rows: Tensor, input_ids: Tensor, attention_mask: Tensor, **_: Any) -> Iterator[Asked]:
-    """Those of a batch that have supervised rows. ValueError: it is padded on the left."""
-    if not bool(attention_mask[:, 0].all()):
-        raise ValueError("a batch is padded on the left: expected padding on the right")
-    where, ids, sizes = (x.cpu().numpy() for x in (rows, input_ids, attention_mask.sum(-1)))
-    sequences, positions = np.divmod(where, ids.shape[1])
-    for i in np.unique(sequences):
-        yield Asked(content_key(ids[i, : sizes[i]]), positions[sequences == i], int(i))
-
-
 def ask(
-    source: TeacherSource, asked: list[Asked], identity: Identity, **inputs: Tensor
+    source: TeacherSource, asked: list[Asked], identity: Identity, device: torch.device | str
 ) -> list[tuple[bytes, Columns]]:
-    """Records of what `source` says of those trajectories of the batch `inputs`."""
-    part = {name: x[[one.sequence for one in asked]] for name, x in inputs.items()}
-    length = part["input_ids"].shape[1]
-    rows = torch.from_numpy(
-        np.concatenate([i * length + one.positions for i, one in enumerate(asked)])
-    ).to(part["input_ids"].device)
-    signal = source(rows, **part)
-    labels = part["input_ids"].flatten()[rows + 1]
+    """Records of what `source` says of those trajectories, as one batch on `device`."""
+    examples: list[Any] = []
+    for one in asked:
+        supervised = np.zeros(len(one.input_ids), np.int64)
+        supervised[one.positions] = 1
+        examples.append({"input_ids": one.input_ids, "span_ids": supervised})
+    batch = {name: x.to(device) for name, x in SpanCollator(0)(examples).items()}
+    signal = source(
+        batch["rows"], input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+    )
     ends = np.cumsum([len(one.positions) for one in asked]).tolist()
     return [
-        (one.key, encode(between(signal, begin, end), labels[begin:end], one, identity))
+        (one.key, encode(between(signal, begin, end), one, identity))
         for one, begin, end in zip(asked, [0, *ends], ends, strict=False)
     ]
 
@@ -102,6 +95,10 @@ def store_for(
     if hidden:
         save_head(store, source.head)  # type: ignore[attr-defined]
     return store
+
+
+def _asked(example: Example) -> Asked:
+    return Asked.of(example["input_ids"], np.flatnonzero(example["span_ids"]))
 
 
 class CachedTeacher:
@@ -148,17 +145,17 @@ class CachedTeacher:
 
     def __call__(self, rows: Tensor, **inputs: Any) -> Projection | TopK:
         """See `TeacherSource`. MissingError: a trajectory is not in the store."""
-        asked = list(asked_of(rows, **inputs))
-        missing = [one for one in asked if self._read(*one) is None]
+        asked = [Asked.of(*one) for one in trajectories(rows, **inputs)]
+        missing = [one for one in asked if self._read(one) is None]
         if missing:
             self.store.refresh()  # another process may have written it
-            missing = [one for one in missing if self._read(*one) is None]
+            missing = [one for one in missing if self._read(one) is None]
         if missing and self.source is None:
             keys = [one.key.hex() for one in missing]
             raise MissingError(self._told(keys, len(asked)))
         if missing:
-            self._ask(missing, inputs)
-        parts = [columns for one in asked if (columns := self._read(*one)) is not None]
+            self._ask(missing, rows.device)
+        parts = [columns for one in asked if (columns := self._read(one)) is not None]
         return self._placed(joined(parts), rows.device)
 
     def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
@@ -173,13 +170,16 @@ class CachedTeacher:
         if isinstance(self.source, Expectant):
             self.source.expect(examples, tokenizer=tokenizer, temperature=temperature)
         if self.source is None:
-            asked_for = [
-                Asked(content_key(one["input_ids"]), np.flatnonzero(one["span_ids"]), 0)
-                for one in examples
+            missing = [
+                f"{i}" for i, one in enumerate(map(_asked, examples)) if not self._covers(one)
             ]
-            missing = [f"{i}" for i, one in enumerate(asked_for) if not self._covers(one)]
             if missing:
                 raise MissingError(self._told(missing, len(examples)))
+
+    def mean_entropy(self, example: Example) -> float | None:
+        """The teacher's, over the supervised rows, in nats; None: they are not all here."""
+        columns = self._read(_asked(example))
+        return None if columns is None else float(columns["entropy"].mean(dtype=np.float64))
 
     def close(self) -> None:
         """Makes a shard of what was written; calling the teacher goes on after that."""
@@ -188,17 +188,17 @@ class CachedTeacher:
                 self._writer.seal()
             self._writer, self._bytes = None, 0
 
-    def _read(self, key: bytes, positions: np.ndarray, _: int = 0) -> Columns | None:
-        if key not in self.store:
+    def _read(self, one: Asked) -> Columns | None:
+        if one.key not in self.store:
             return None
-        return at_positions(self.store.read(key), positions, self.identity)
+        return at_positions(self.store.read(one.key), one.positions, self.identity)
 
     def _covers(self, one: Asked) -> bool:
         return one.key in self.store and bool(
             np.isin(one.positions, self.store.positions(one.key)).all()
         )
 
-    def _ask(self, missing: list[Asked], inputs: dict[str, Tensor]) -> None:
+    def _ask(self, missing: list[Asked], device: torch.device) -> None:
         """Has the source say what is missing, and writes it down."""
         assert self.source is not None
         wanted = {}
@@ -206,7 +206,7 @@ class CachedTeacher:
             # A record takes the place of one with fewer rows: what that had is made again with it.
             others = self.store.positions(one.key) if one.key in self.store else one.positions
             wanted[one.key] = one._replace(positions=np.union1d(others, one.positions))
-        records = ask(self.source, list(wanted.values()), self.identity, **inputs)
+        records = ask(self.source, list(wanted.values()), self.identity, device)
         if self._writer is None:
             self._writer = self.store.writer(WRITTEN + uuid.uuid4().hex)
         self.store.index(self._writer.add(records))

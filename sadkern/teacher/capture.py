@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sadkern.sides import Projection, Side, TopK, each
-from sadkern.store import DamagedError, Identity, Store
+from sadkern.sides import Projection, Side, TopK, each, first_tensor
+from sadkern.store import DamagedError, Identity, Store, content_key
 from sadkern.store.codec import (
     Columns,
     decode_hidden,
@@ -27,12 +28,16 @@ from sadkern.topk import sample_logprobs, topk_logprobs
 
 
 class Asked(NamedTuple):
-    """What is asked of one trajectory of a batch."""
+    """What is asked of one trajectory."""
 
     key: bytes
+    input_ids: Sequence[int] | np.ndarray
     positions: np.ndarray
-    sequence: int
-    """its place in the batch"""
+    """of its supervised rows"""
+
+    @classmethod
+    def of(cls, input_ids: Sequence[int] | np.ndarray, positions: np.ndarray) -> Asked:
+        return cls(content_key(input_ids), input_ids, positions)
 
     @property
     def seed(self) -> int:
@@ -40,21 +45,23 @@ class Asked(NamedTuple):
         return int.from_bytes(self.key[:7], "big")
 
 
-def encode(signal: Side, labels: Tensor, asked: Asked, identity: Identity) -> Columns:
+def encode(signal: Side, asked: Asked, identity: Identity) -> Columns:
     """Columns of a trajectory's M rows: what `identity` says of `signal`, and of each row its
     position, the teacher's entropy and its log-probability of the actual next token.
 
-    signal: logits, a `Projection` or a `TopK` of M rows. labels: `[M]`. What is drawn depends on
-    the trajectory alone. ValueError: the signal cannot serve that mode.
+    signal: logits, a `Projection` or a `TopK` of M rows. What is drawn depends on the trajectory
+    alone. ValueError: the signal cannot serve that mode.
     """
     columns: Columns = {"position": asked.positions.astype(np.int32)}
+    labels = torch.as_tensor(asked.input_ids)[torch.from_numpy(asked.positions) + 1]
+    labels = labels.to(first_tensor(signal).device)
     if isinstance(signal, TopK):
         if identity.mode != "topk":
             raise ValueError(
                 f"mode={identity.mode!r} needs the teacher's hidden states or logits, and this one "
                 "gives its likely tokens alone: expected mode='topk'"
             )
-        found, of_labels = _whole(signal), _entry(signal, labels)
+        found, of_labels = whole(signal), _entry(signal, labels)
     elif identity.mode == "hidden":
         if not isinstance(signal, Projection):
             raise ValueError("mode='hidden' needs a teacher that gives a Projection, not logits")
@@ -169,7 +176,7 @@ def _entry(signal: TopK, labels: Tensor) -> Tensor:
     return torch.where(hit.any(-1), found, torch.nan)
 
 
-def _whole(signal: TopK) -> TopK:
+def whole(signal: TopK) -> TopK:
     """With tail and entropy, from what is given where they are not."""
     logprobs = signal.logprobs.double().masked_fill(signal.ids < 0, -torch.inf)
     tail = signal.tail_mass

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sadkern.sides import TopK
-from sadkern.teacher.source import Example
+from sadkern.teacher.source import Example, trajectories
 from sadkern.teacher.wire import WIRES, Entries, WireError, message_of, read
 
 logger = logging.getLogger(__name__)
@@ -110,13 +110,9 @@ class ServedTeacher:
 
     def __call__(self, rows: Tensor, **inputs: Tensor) -> TopK:
         """See `TeacherSource`. ServerError: it does not answer, or not what was asked."""
-        length = inputs["input_ids"].shape[1]
-        ids, sizes = inputs["input_ids"].tolist(), inputs["attention_mask"].sum(-1).tolist()
-        where = rows.tolist()
-        sequences = sorted({row // length for row in where})
-        prompts = [ids[i][: sizes[i]] for i in sequences]
-        said = dict(zip(sequences, self._run(self._all(prompts, self.model)), strict=True))
-        entries = [said[row // length][row % length] for row in where]
+        asked = list(trajectories(rows, **inputs))
+        said = self._run(self._all([one.input_ids.tolist() for one in asked], self.model))
+        entries = [of[p] for one, of in zip(asked, said, strict=True) for p in one.positions]
         found = _topk(entries, self.k + 1)
         return TopK(*(x.to(rows.device) for x in found))
 

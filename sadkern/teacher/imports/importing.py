@@ -154,8 +154,7 @@ class Importer:
             raise ValueError("no position has an entry")
         mass = np.logaddexp.reduce(logprobs, axis=-1, keepdims=True)
         signal = TopK(torch.from_numpy(ids), torch.from_numpy(logprobs - np.maximum(mass, 0)))
-        labels = torch.from_numpy(tokens[positions + 1])
-        columns = encode(signal, labels, Asked(key, positions, 0), self.store.identity)
+        columns = encode(signal, Asked(key, tokens, positions), self.store.identity)
         self._above += int((mass > np.log1p(EXCESS)).sum())
         self._rows += len(positions)
         around = np.append(tokens, -2)  # -2: no token, nor an entry
