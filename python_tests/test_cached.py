@@ -388,7 +388,7 @@ def test_at_most_depth_signals_wait_and_each_goes_to_its_batch(depth):
         most.append(len(made) - len(taken))
         return inputs["input_ids"].flatten()[rows, None].float()
 
-    ahead = Ahead(source, ("input_ids",), depth)
+    ahead = Ahead(source, depth)
     for i, batch in enumerate(ahead.over(iter(batches(9)))):
         signal = batch["teacher"].result()
         taken.append(i)
@@ -409,7 +409,7 @@ def test_the_teacher_works_while_the_student_does():
             begun.set()
         return torch.zeros(1, 1)
 
-    ahead = Ahead(source, ("input_ids",), 1)
+    ahead = Ahead(source, 1)
     stream = ahead.over(iter(batches(3)))
     next(stream)["teacher"].result()
     assert begun.wait(10)
@@ -422,16 +422,14 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_needed():
             raise OSError("the disk is gone")
         return torch.zeros(1, 1)
 
-    ahead = Ahead(source, ("input_ids",), 1)
+    ahead = Ahead(source, 1)
     stream = ahead.over(iter(batches(3)))
     next(stream)["teacher"].result()
     with pytest.raises(OSError, match="the disk is gone"):
         next(stream)["teacher"].result()
     next(stream)["teacher"].result()
     ahead.close()
-    (last,) = [
-        batch["teacher"] for batch in Ahead(source, ("input_ids",), 1).over(iter(batches(1)))
-    ]
+    (last,) = [batch["teacher"] for batch in Ahead(source, 1).over(iter(batches(1)))]
     assert last.result().shape == (1, 1)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from sadkern.spans import ACT, REASON, UNSUPERVISED, align, segment, windows
@@ -19,6 +20,7 @@ from sadkern.spans.record import render
 from sadkern.spans.template import templated
 
 logger = logging.getLogger(__name__)
+INPUTS = ("input_ids", "attention_mask", "position_ids")  # what of a batch a model is given
 NAMED = 10  # of many alike, so many are named in a warning
 
 
@@ -139,28 +141,43 @@ def _tokenised(record: Mapping[str, Any], name: str) -> dict[str, list[int]]:
     return {"input_ids": input_ids, "span_ids": span_ids}
 
 
+def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a batch a model's forward is given."""
+    return {name: batch[name] for name in INPUTS if name in batch}
+
+
 @dataclass
 class SpanCollator:
-    """Pads a batch on the right: `input_ids`, `attention_mask`, `span_ids` [B, T], and `rows` [M],
-    the supervised rows' places in the flattened [B * T]: found here, so that nobody waits for a
-    device.
+    """A batch of trajectories: `input_ids`, `attention_mask`, `span_ids` [B, T], padded on the
+    right, and `rows` [M], the supervised rows' places in the flattened [B * T]: found here, so that
+    nobody waits for a device.
+
+    packed: one behind the other, [1, T], without padding; `position_ids`, which begin anew with
+    each, in place of `attention_mask`.
     """
 
     pad_token_id: int
+    packed: bool = False
 
-    def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
-        length = max(len(example["input_ids"]) for example in examples)
-        input_ids = torch.full((len(examples), length), self.pad_token_id)
-        attention_mask = torch.zeros_like(input_ids)
-        span_ids = torch.zeros_like(input_ids)
-        for row, example in enumerate(examples):
-            tokens = len(example["input_ids"])
-            input_ids[row, :tokens] = torch.as_tensor(example["input_ids"])
-            attention_mask[row, :tokens] = 1
-            span_ids[row, :tokens] = torch.as_tensor(example["span_ids"])
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "span_ids": span_ids,
-            "rows": span_ids.flatten().nonzero().squeeze(-1),
-        }
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        ids, spans = (
+            [torch.as_tensor(example[name]) for example in examples]
+            for name in ("input_ids", "span_ids")
+        )
+        if self.packed:
+            batch = {
+                "input_ids": torch.cat(ids)[None],
+                "position_ids": torch.cat([torch.arange(len(x)) for x in ids])[None],
+                "span_ids": torch.cat(spans)[None],
+            }
+        else:
+            ones = [torch.ones_like(x) for x in ids]
+            batch = {
+                "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
+                "attention_mask": pad_sequence(ones, batch_first=True),
+                "span_ids": pad_sequence(spans, batch_first=True),
+            }
+        batch["rows"] = batch["span_ids"].flatten().nonzero().squeeze(-1)
+        if "difficulty" in examples[0]:
+            batch["difficulty"] = torch.tensor([example["difficulty"] for example in examples])
+        return batch

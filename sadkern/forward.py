@@ -8,13 +8,17 @@ to its logits (softcap, scale) and what wraps it (DDP, FSDP) stays in force.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from sadkern.sides import Projection
+
+# By their heads, models in which a mask keeps packed trajectories apart; see `check_packs`.
+_masked: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 def supervised_logits(model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
@@ -27,7 +31,7 @@ def supervised_logits(model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
     head = output_head(model)
     project = head.forward
     with _head_replaced(head, lambda hidden: project(_taken(hidden, rows))) as calls:
-        logits = model(**inputs, use_cache=False).logits
+        logits = _run(model, inputs).logits
     if len(calls) != 1 or logits.shape[0] != rows.shape[0] or logits.ndim != 2:
         raise ValueError(
             f"{type(model).__name__} called its head {len(calls)} times and gave logits "
@@ -42,7 +46,7 @@ def supervised_hidden(model: nn.Module, rows: Tensor, **inputs: Any) -> Tensor:
     With `head_projection` these are the logits of `supervised_logits`. ValueError: as there.
     """
     with _head_replaced(output_head(model), lambda hidden: hidden[..., :0]) as calls:
-        model(**inputs, use_cache=False)
+        _run(model, inputs)
     _check_called_once(model, calls)
     return _taken(calls[0], rows)
 
@@ -73,7 +77,7 @@ def supervised_loss(
         return hidden[..., :0] + losses[-1].to(hidden.dtype)
 
     with _head_replaced(head, by) as calls:
-        nothing = model(**inputs, use_cache=False).logits
+        nothing = _run(model, inputs).logits
     _check_called_once(model, calls)
     return losses[0] + nothing.sum()
 
@@ -123,11 +127,59 @@ def head_projection(model: nn.Module) -> Projection:
     return Projection(hidden[:0], weight.detach(), bias, scale, softcap)
 
 
+def check_packs(model: nn.Module) -> None:
+    """Finds out how trajectories packed one behind the other are kept apart in `model`, which the
+    functions above then do. ValueError: they see each other whatever is done.
+
+    Tried, not looked up: most models do so where position_ids begin anew, others (OPT) need a mask
+    of all pairs of tokens.
+    """
+    count = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+    head, device = output_head(model), _device(model)
+    places = torch.tensor([[0, 1, 0, 1, 2]], device=device)
+    ids = (torch.arange(10, device=device).view(2, 5) + 1) % count
+    ids[1, 2:] = ids[0, 2:]  # two packs, of which the second trajectory is the same
+
+    def hidden(ids: Tensor, **more: Tensor) -> Tensor:
+        return supervised_hidden(model, torch.arange(ids.numel()), input_ids=ids, **more)[-3:]
+
+    training = model.training
+    model.eval()
+    try:
+        for masked in (False, True):
+            _masked[head] = masked
+            with torch.no_grad(), suppress(ValueError, TypeError, RuntimeError):
+                first, second = (hidden(x[None], position_ids=places) for x in ids)
+                alone = hidden(ids[:1, 2:])
+                # What stands before changes nothing at all, what it is changes the rounding.
+                if torch.equal(first, second) and (
+                    (first - alone).abs().max() <= 2e-2 * alone.abs().max()
+                ):
+                    return
+    finally:
+        model.train(training)
+    raise ValueError(
+        f"{type(model).__name__} lets packed trajectories see each other: expected a model that "
+        "takes position_ids and attends within what they number, or padding_free=False"
+    )
+
+
+def _run(model: nn.Module, inputs: dict[str, Any]) -> Any:
+    """The model's forward; the only place where it is called."""
+    places = inputs.get("position_ids")
+    if places is not None and _masked.get(output_head(model), False):
+        pack = (places == 0).cumsum(-1)
+        own = (pack[:, :, None] == pack[:, None]).tril()[:, None]
+        if _unwrapped(model).config._attn_implementation == "eager":  # which adds it
+            least = torch.finfo(torch.float32).min
+            own = torch.zeros_like(own, dtype=torch.float32).masked_fill(~own, least)
+        inputs = {**inputs, "attention_mask": own}
+    return model(**inputs, use_cache=False)
+
+
 def output_head(model: nn.Module) -> nn.Module:
     """The module that turns hidden states into logits, found through any wrapper."""
-    inner = model
-    while not hasattr(inner, "get_output_embeddings") and hasattr(inner, "module"):
-        inner = inner.module  # type: ignore[assignment]
+    inner = _unwrapped(model)
     find = getattr(inner, "get_output_embeddings", None)
     head = find() if callable(find) else None
     if head is None:
@@ -136,6 +188,12 @@ def output_head(model: nn.Module) -> nn.Module:
             "expected a causal language model"
         )
     return head
+
+
+def _unwrapped(model: nn.Module) -> Any:
+    while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):
+        model = model.module  # type: ignore[assignment]
+    return model
 
 
 def _check_called_once(model: nn.Module, calls: list[Tensor]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sadkern.data import inputs_of
 from sadkern.sides import Side, tensors_of
 from sadkern.teacher.source import TeacherSource
 
@@ -29,14 +30,14 @@ class Ahead:
     >>> def source(rows, **inputs):
     ...     return inputs["input_ids"].flatten()[rows, None].float()
     >>> batches = [{"rows": torch.tensor([0]), "input_ids": torch.tensor([[i]])} for i in (5, 7)]
-    >>> ahead = Ahead(source, ("input_ids",), depth=1)
+    >>> ahead = Ahead(source, depth=1)
     >>> [batch["teacher"].result().item() for batch in ahead.over(iter(batches))]
     [5.0, 7.0]
     >>> ahead.close()
     """
 
-    def __init__(self, source: TeacherSource, inputs: tuple[str, ...], depth: int):
-        self.source, self.inputs, self.depth = source, inputs, depth
+    def __init__(self, source: TeacherSource, depth: int):
+        self.source, self.depth = source, depth
         self._one_at_a_time = threading.Lock()
         self._room = threading.Condition()
         self._made = 0  # signals that were made and not taken
@@ -46,7 +47,7 @@ class Ahead:
     def __call__(self, batch: dict[str, Any]) -> Side:
         """The signal of a batch, now."""
         with self._one_at_a_time:
-            return self.source(batch["rows"], **{name: batch[name] for name in self.inputs})
+            return self.source(batch["rows"], **inputs_of(batch))
 
     def over(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The batches, each with a `Signal` that is in the making; `depth` of them are drawn

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sadkern.data import SpanCollator
+from sadkern.data import SpanCollator, inputs_of
 from sadkern.sides import Projection, TopK, each, moved
 from sadkern.store import Identity, Store, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
@@ -57,9 +57,7 @@ def ask(
         supervised[one.positions] = 1
         examples.append({"input_ids": one.input_ids, "span_ids": supervised})
     batch = {name: x.to(device) for name, x in SpanCollator(0)(examples).items()}
-    signal = source(
-        batch["rows"], input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-    )
+    signal = source(batch["rows"], **inputs_of(batch))
     ends = np.cumsum([len(one.positions) for one in asked]).tolist()
     return [
         (one.key, encode(between(signal, begin, end), one, identity))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sadkern.data import SpanCollator
+from sadkern.data import SpanCollator, inputs_of
 from sadkern.sides import Side, TopK
 from sadkern.teacher.cached import CachedTeacher
 from sadkern.teacher.capture import whole
@@ -40,9 +40,8 @@ def mean_entropies(
         for begin in range(0, len(left), batch_size):
             some = left[begin : begin + batch_size]
             batch = {k: x.to(device) for k, x in collate([examples[i] for i in some]).items()}
-            inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             counts = (batch["span_ids"] != 0).sum(-1).tolist()
-            entropy = _entropy(source(batch["rows"], **inputs), temperature).cpu()
+            entropy = _entropy(source(batch["rows"], **inputs_of(batch)), temperature).cpu()
             for i, rows in zip(some, entropy.split(counts), strict=True):
                 found[i] = rows.double().mean().item() if len(rows) else 0.0
             bar.update(len(some))

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
+from sadkern.curriculum import PACINGS, CurriculumSampler
 from sadkern.span_kl import DIVERGENCES, span_kl
 from sadkern.spans import PROFILES, segment
 from sadkern.spans.align import TRUNCATIONS
+from sadkern.train.segmentation import SEGMENTATIONS
 
 
 @dataclass
@@ -65,6 +68,47 @@ class SADConfig(TrainingArguments):
             "token), renormalize or none."
         },
     )
+    segmentation: str = field(
+        default="spans",
+        metadata={
+            "help": "For comparison: "
+            + "; ".join(f"{name}, {said}" for name, said in SEGMENTATIONS.items())
+        },
+    )
+    curriculum: str = field(
+        default="none",
+        metadata={
+            "help": "How fast harder trajectories are let in: none (all at once), "
+            f"{', '.join(name for name in PACINGS if name != 'none')}."
+        },
+    )
+    curriculum_epochs: float = field(
+        default=1.0, metadata={"help": "Epochs until all trajectories are let in."}
+    )
+    curriculum_start: float = field(
+        default=1 / 3, metadata={"help": "Share of the trajectories, the easiest, at the start."}
+    )
+    curriculum_weights: list[float] = field(
+        default_factory=lambda: [1.0, 1.0, 1.0],
+        metadata={
+            "help": "What makes a trajectory hard: weights of its reasoning tokens, its action "
+            "tokens and the teacher's entropy there."
+        },
+    )
+    padding_free: bool = field(
+        default=False,
+        metadata={
+            "help": "Pack a batch's trajectories one behind the other in place of padding them; "
+            "each attends to itself alone."
+        },
+    )
+    optimizer_in_backward: bool = field(
+        default=False,
+        metadata={
+            "help": "Update each weight as soon as its gradient is there, and drop that: all "
+            "gradients never exist at once. Needs max_grad_norm 0 and no accumulation."
+        },
+    )
     projection: bool = field(
         default=True,
         metadata={
@@ -100,6 +144,24 @@ class SADConfig(TrainingArguments):
             )
         if self.teacher_lookahead is not None and self.teacher_lookahead < 0:
             raise ValueError(f"teacher_lookahead={self.teacher_lookahead}: expected 0 or more")
+        if self.segmentation not in SEGMENTATIONS:
+            raise ValueError(
+                f"segmentation={self.segmentation!r}: expected {', '.join(SEGMENTATIONS)}"
+            )
+        if len(self.curriculum_weights) != 3:
+            raise ValueError(
+                f"curriculum_weights={self.curriculum_weights}: expected three numbers, of "
+                "reasoning, of actions and of the teacher's entropy"
+            )
+        if self.optimizer_in_backward and (
+            self.max_grad_norm or self.gradient_accumulation_steps > 1 or self.world_size > 1
+        ):
+            raise ValueError(
+                "optimizer_in_backward drops each gradient before the next is there: expected "
+                f"max_grad_norm=0 (got {self.max_grad_norm}), gradient_accumulation_steps=1 (got "
+                f"{self.gradient_accumulation_steps}) and one process (got {self.world_size})"
+            )
+        self.sampler([])
         # Their own checks, on a row of one logit and on an empty text.
         logits, row = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
         span_kl(logits, logits, row, labels=row, **self.loss_settings())
@@ -116,6 +178,16 @@ class SADConfig(TrainingArguments):
             "supervise_markers": self.supervise_markers,
         }
 
+    def sampler(self, difficulties: Sequence[float]) -> CurriculumSampler:
+        """The curriculum's."""
+        return CurriculumSampler(
+            difficulties,
+            self.curriculum,
+            epochs=self.curriculum_epochs,
+            start=self.curriculum_start,
+            seed=self.seed if self.data_seed is None else self.data_seed,
+        )
+
     def loss_settings(self) -> dict[str, Any]:
         """What `span_kl` is told of them."""
         return {
@@ -126,4 +198,5 @@ class SADConfig(TrainingArguments):
             "temperature": self.temperature,
             "ce_weight": self.ce_weight,
             "tail": self.tail,
+            "reduction": "span_mean" if self.segmentation in ("spans", "random") else "token_mean",
         }

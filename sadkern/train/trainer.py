@@ -7,24 +7,27 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from sadkern.data import SpanCollator, prepare
-from sadkern.forward import head_projection, output_head, supervised_loss
+from sadkern.curriculum import difficulty
+from sadkern.data import SpanCollator, inputs_of, prepare
+from sadkern.forward import check_packs, head_projection, output_head, supervised_loss
 from sadkern.sides import Projection, Side, first_tensor, moved
 from sadkern.span_kl import SpanLoss, span_kl
 from sadkern.spans import ACT, REASON
-from sadkern.teacher import OnlineTeacher, TeacherSource
+from sadkern.teacher import OnlineTeacher, TeacherSource, mean_entropies
 from sadkern.teacher.ahead import SIGNAL, Ahead
 from sadkern.teacher.online import check_tokens
 from sadkern.teacher.source import Expectant
 from sadkern.train.config import SADConfig
+from sadkern.train.in_backward import step_in_backward
+from sadkern.train.meter import SPANS, Meter
+from sadkern.train.segmentation import resegmented
 
-INPUTS = ("input_ids", "attention_mask")  # what a batch gives to a model's forward
-SPANS = {REASON: "reason", ACT: "act"}
 NOT_FINITE = (
     "expected finite logits of both models (a learning rate too high, or fp16 overflow, are the "
     "usual causes)"
@@ -42,6 +45,7 @@ class SADTrainer(Trainer):
         train_dataset, eval_dataset: trajectories, each a mapping with a "text" (segmented and
             tokenised here) or with "input_ids" and "span_ids".
         processing_class: the tokenizer; a fast one.
+        peft_config: a `peft.LoraConfig` or the like: adapters are trained in place of the weights.
 
     Everything else is `transformers.Trainer`'s. Logged beside its own: the loss's parts `reason/kl`
     and `act/kl` (nats per token, of the divergence in use; with `ce_weight` also `reason/ce` and
@@ -61,6 +65,7 @@ class SADTrainer(Trainer):
         train_dataset: Iterable[Mapping[str, Any]] | None = None,
         eval_dataset: Iterable[Mapping[str, Any]] | None = None,
         processing_class: Any = None,
+        peft_config: Any = None,
         **kwargs: Any,
     ):
         if args.n_gpu > 1:
@@ -74,6 +79,10 @@ class SADTrainer(Trainer):
                 "the teacher is the student itself, and a teacher is frozen: expected another "
                 "model, such as copy.deepcopy(model)"
             )
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
         output_head(model)
         self._projection = _projection(model) if args.projection else None
         if isinstance(teacher_model, nn.Module):
@@ -81,18 +90,25 @@ class SADTrainer(Trainer):
                 teacher_model.to(args.device)
             teacher_model = OnlineTeacher(teacher_model)
         self.teacher: TeacherSource = teacher_model
+        if args.padding_free:
+            check_packs(model)
+            if isinstance(self.teacher, OnlineTeacher):
+                check_packs(self.teacher.model)
         depth = args.teacher_lookahead
         if depth is None:
             depth = int(not (isinstance(self.teacher, OnlineTeacher) and args.device.type == "cpu"))
-        self._ahead = Ahead(self.teacher, INPUTS, depth)
+        self._ahead = Ahead(self.teacher, depth)
         self._drawn: tuple[Any, Any] = (None, None)
 
         def examples(
-            records: Iterable[Mapping[str, Any]] | None,
-        ) -> list[dict[str, list[int]]] | None:
+            records: Iterable[Mapping[str, Any]] | None, segmentation: str = "spans"
+        ) -> list[dict[str, Any]] | None:
             if records is None:
                 return None
-            ready = prepare(records, processing_class, **args.reading())
+            ready: list[dict[str, Any]] = [
+                resegmented(example, segmentation, args.seed)
+                for example in prepare(records, processing_class, **args.reading())
+            ]
             embeddings: Any = model.get_input_embeddings().num_embeddings
             check_tokens(ready, embeddings, "student")
             if isinstance(self.teacher, Expectant):
@@ -100,11 +116,12 @@ class SADTrainer(Trainer):
             return ready
 
         pad = getattr(processing_class, "pad_token_id", None)
-        kwargs.setdefault("data_collator", SpanCollator(0 if pad is None else pad))
+        collator = SpanCollator(0 if pad is None else pad, packed=args.padding_free)
+        kwargs.setdefault("data_collator", collator)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=examples(train_dataset),
+            train_dataset=examples(train_dataset, args.segmentation),
             eval_dataset=examples(eval_dataset),
             processing_class=processing_class,
             **kwargs,
@@ -114,6 +131,39 @@ class SADTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
         self._meters = {"train": Meter(), "eval": Meter()}
+        if self.train_dataset is not None and args.curriculum != "none":
+            self._tell_apart(self.train_dataset)
+
+    def _tell_apart(self, examples: Any) -> None:
+        """Writes into each how difficult it is."""
+        reason, act = (
+            [example["span_ids"].count(kind) for example in examples] for kind in (REASON, ACT)
+        )
+        entropy = None
+        if self.args.curriculum_weights[2]:
+            own = examples[self.args.process_index :: self.args.world_size]
+            found = mean_entropies(
+                self.teacher, own, batch_size=self.args.train_batch_size,
+                device=self.args.device, temperature=self.args.temperature,
+                progress=self.args.process_index == 0 and not self.args.disable_tqdm,
+            )  # fmt: skip
+            each = gather_object([found])
+            entropy = [each[i % len(each)][i // len(each)] for i in range(len(examples))]
+        found = difficulty(reason, act, entropy, weights=self.args.curriculum_weights)
+        for example, hard in zip(examples, found, strict=True):
+            example["difficulty"] = hard
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.curriculum == "none":
+            return super()._get_train_sampler(train_dataset)
+        examples: Any = self.train_dataset if train_dataset is None else train_dataset
+        return self.args.sampler([example["difficulty"] for example in examples])
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.args.optimizer_in_backward:
+            step_in_backward(optimizer)
+        return optimizer
 
     def compute_loss(
         self,
@@ -147,13 +197,11 @@ class SADTrainer(Trainer):
             found.append(out)
             return out.loss
 
-        loss = supervised_loss(
-            model, rows, loss_of, self._projection, **{name: inputs[name] for name in INPUTS}
-        )
+        loss = supervised_loss(model, rows, loss_of, self._projection, **inputs_of(inputs))
         (out,) = found
         self._check_finite(out, rows, input_ids.shape[1])
         mode = "train" if model.training else "eval"
-        self._meters[mode].add(out, kinds, with_ce=bool(self.args.ce_weight))
+        self._meters[mode].add(out, kinds, inputs, ce=bool(self.args.ce_weight))
         return (loss, out) if return_outputs else loss
 
     def _check_finite(self, out: SpanLoss, rows: Tensor, length: int) -> None:
@@ -166,6 +214,7 @@ class SADTrainer(Trainer):
             )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._meters["train"].begin()
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -195,6 +244,8 @@ class SADTrainer(Trainer):
         ranks = self.args.world_size
         if ranks > 1:
             counts = self.accelerator.gather(counts).view(ranks, -1).sum(0)
+        if self.args.loss_settings()["reduction"] == "token_mean":
+            counts = counts.sum(0, keepdim=True)
         return counts / ranks
 
     def prediction_step(
@@ -223,6 +274,9 @@ class SADTrainer(Trainer):
         measured = self._measured("eval")
         # The loss over all tokens: the mean of the batches' own would depend on how they were cut.
         weights = {"reason": self.args.reason_weight, "act": self.args.act_weight}
+        if self.args.loss_settings()["reduction"] == "token_mean":
+            rows = sum(measured[f"{name}/tokens"] for name in weights)
+            weights = {k: w * measured[f"{k}/tokens"] / rows for k, w in weights.items()}
         measured["loss"] = sum(
             weight * measured.get(f"{name}/kl", 0.0)
             + weight * self.args.ce_weight * measured.get(f"{name}/ce", 0.0)
@@ -253,41 +307,3 @@ def _projection(model: nn.Module) -> Projection:
         return head_projection(model)
     except ValueError as error:
         raise ValueError(f"{error}. Or projection=False, which takes its logits whole") from None
-
-
-class Meter:
-    """Sums over supervised rows since the last log; they stay on the device until then."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-
-    def add(self, out: SpanLoss, span_ids: Tensor, with_ce: bool) -> None:
-        for kind, name in SPANS.items():
-            member = span_ids == kind
-            self._sum(f"{name}/tokens", member)
-            self._sum(f"{name}/kl", torch.where(member, out.per_token, 0))
-            self._sum(f"{name}/agreement", member & out.agreement)
-            if with_ce:
-                self._sum(f"{name}/ce", torch.where(member, out.cross_entropy, 0))
-        self._sum("teacher_entropy", out.teacher_entropy)
-
-    def _sum(self, name: str, values: Tensor) -> None:
-        total = values.sum(dtype=torch.float32)
-        self.sums[name] = self.sums[name] + total if name in self.sums else total
-
-    def drain(self, accelerator: Any) -> dict[str, float]:
-        """Means per token over all ranks, and the counts; empty where nothing was added."""
-        if not self.sums:
-            return {}
-        names = list(self.sums)
-        totals = accelerator.reduce(torch.stack([self.sums[name] for name in names]))
-        found = dict(zip(names, totals.tolist(), strict=True))
-        self.sums = {}
-        counts = {name: found.pop(f"{name}/tokens") for name in SPANS.values()}
-        measured = {f"{name}/tokens": count for name, count in counts.items()}
-        rows = sum(counts.values())
-        for key, total in found.items():
-            count = counts.get(key.split("/")[0], rows)
-            if count:
-                measured[key] = total / count
-        return measured
