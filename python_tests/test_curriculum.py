@@ -6,10 +6,16 @@ import itertools
 import statistics
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_models import RECORDS, small_model, small_tokenizer
+from test_train import trainer_for
 
 from sadkern.curriculum import PACINGS, CurriculumSampler, difficulty
+from sadkern.data import prepare
+from sadkern.teacher import CachedTeacher, HardLabels, OnlineTeacher, mean_entropies
+from sadkern.teacher.source import trajectories
 
 N = 300
 
@@ -113,3 +119,68 @@ def test_what_is_drawn_is_let_in_and_rounds_are_whole(difficulties, pacing, leng
 def test_settings_out_of_range_are_told(settings, said):
     with pytest.raises(ValueError, match=said):
         CurriculumSampler([1.0], **settings)
+
+
+class Listening:
+    """A teacher of hard labels that keeps what it was asked, a batch each."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, rows, **inputs):
+        asked = [tuple(ids.tolist()) for ids, _ in trajectories(rows, **inputs)]
+        self.asked.append(asked)
+        return HardLabels()(rows, **inputs)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_trainer_draws_what_the_sampler_says_and_logs_how_hard_it_is(tmp_path):
+    examples = prepare(RECORDS, small_tokenizer())
+    teacher = Listening()
+    trainer = trainer_for(
+        tmp_path, small_model(0), teacher, examples, curriculum="linear", curriculum_epochs=1.5,
+        per_device_train_batch_size=2, max_steps=8, curriculum_weights=[1.0, 2.0, 0.0],
+    )  # fmt: skip
+    assert teacher.asked == []  # nobody needs an entropy
+    trainer.train()
+    counts = [[example["span_ids"].count(kind) for example in examples] for kind in (1, 2)]
+    hard = difficulty(*counts, weights=(1, 2, 0))
+    sampler = CurriculumSampler(hard, "linear", epochs=1.5, seed=42)
+    drawn = [i for epoch in epochs(sampler, 2) for i in epoch]
+    assert len(drawn) == 16
+    tokens = [tuple(example["input_ids"]) for example in examples]
+    assert [ids for batch in teacher.asked for ids in sorted(batch)] == [
+        ids for k in range(0, 16, 2) for ids in sorted(tokens[i] for i in drawn[k : k + 2])
+    ]
+    logged = [log["curriculum/difficulty"] for log in trainer.state.log_history if "loss" in log]
+    assert logged == pytest.approx(
+        [(hard[drawn[k]] + hard[drawn[k + 1]]) / 2 for k in range(0, 16, 2)], rel=1e-5, abs=1e-6
+    )
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("mode", ["topk", "hidden", "sampled"])
+def test_a_teachers_entropy_is_the_same_from_everywhere(tmp_path, mode):
+    """Over the whole vocabulary, whatever of it is kept."""
+    tokenizer = small_tokenizer()
+    examples = prepare(RECORDS, tokenizer)
+    model = small_model(1, scale=3.0)
+    online = OnlineTeacher(model)
+    expected = []
+    for example in examples:
+        logprobs = model.double()(torch.tensor([example["input_ids"]])).logits[0].log_softmax(-1)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)
+        expected.append(entropy[torch.tensor(example["span_ids"]) != 0].mean().item())
+    model.float()
+    assert mean_entropies(online, examples, batch_size=3) == pytest.approx(expected, rel=1e-5)
+    through = CachedTeacher(tmp_path / "cache", online, tokenizer=tokenizer, mode=mode, k=20)
+    assert mean_entropies(through, examples, batch_size=3) == pytest.approx(expected, rel=1e-5)
+    through.close()
+    kept = CachedTeacher(tmp_path / "cache")  # and no teacher is needed any more
+    assert mean_entropies(kept, examples) == pytest.approx(expected, rel=1e-5)
+    assert mean_entropies(HardLabels(), examples) == [0.0] * len(examples)
+    trainer = trainer_for(tmp_path, small_model(0), kept, examples, curriculum="root")
+    counts = [[example["span_ids"].count(kind) for example in examples] for kind in (1, 2)]
+    assert [example["difficulty"] for example in trainer.train_dataset] == pytest.approx(
+        difficulty(*counts, expected), rel=1e-4
+    )

@@ -317,24 +317,6 @@ def test_evaluation_takes_nothing_from_what_training_logs(tmp_path, examples):
     assert trainer.state.best_metric == min(e["eval_act/kl"] for e in history if "eval_loss" in e)
 
 
-def test_resumed_training_ends_where_uninterrupted_training_does(tmp_path, examples):
-    settings = {
-        "per_device_train_batch_size": 3, "max_steps": 6, "save_strategy": "steps", "save_steps": 4,
-        "lr_scheduler_type": "cosine",
-    }  # fmt: skip
-    whole = trainer_for(tmp_path, small_model(0), small_model(1), examples, **settings)
-    whole.train()
-    resumed = trainer_for(tmp_path, small_model(7), small_model(1), examples, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
-    for (name, expected), found in zip(
-        whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(found, expected), name
-    kls = [[e["act/kl"] for e in t.state.log_history if "loss" in e] for t in (whole, resumed)]
-    assert kls[0] == kls[1]
-    assert len(kls[0]) == 6
-
-
 class Broken(Favourite):
     def __call__(self, rows, **inputs):
         logits = super().__call__(rows, **inputs).clone()

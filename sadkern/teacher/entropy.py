@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -28,11 +29,10 @@ def mean_entropies(
     """H of equation (7): the teacher's mean entropy over each trajectory's supervised rows, nats.
 
     What a cache has kept is read there; all else is asked of `source`, which a cache that writes
-    through keeps for training. 0 for a trajectory without a supervised row.
+    through keeps for training. NaN for a trajectory without a supervised row.
     """
-    found: list[float | None] = [None] * len(examples)
-    if isinstance(source, CachedTeacher):
-        found = [source.mean_entropy(example) for example in examples]
+    kept = source.mean_entropy if isinstance(source, CachedTeacher) else lambda _: None
+    found = [kept(example) for example in examples]
     left = [i for i, known in enumerate(found) if known is None]
     left.sort(key=lambda i: -len(examples[i]["input_ids"]))  # of like length: little padding
     collate = SpanCollator(0)
@@ -41,11 +41,13 @@ def mean_entropies(
             some = left[begin : begin + batch_size]
             batch = {k: x.to(device) for k, x in collate([examples[i] for i in some]).items()}
             counts = (batch["span_ids"] != 0).sum(-1).tolist()
-            entropy = _entropy(source(batch["rows"], **inputs_of(batch)), temperature).cpu()
-            for i, rows in zip(some, entropy.split(counts), strict=True):
-                found[i] = rows.double().mean().item() if len(rows) else 0.0
+            signal = source(batch["rows"], **inputs_of(batch))
+            for i, rows in zip(some, _entropy(signal, temperature).split(counts), strict=True):
+                # Of what has just been kept as it was kept: a resumed run reads the same number.
+                own = kept(examples[i])
+                found[i] = rows.double().mean().item() if own is None else own
             bar.update(len(some))
-    return [known or 0.0 for known in found]
+    return [math.nan if mean is None else mean for mean in found]
 
 
 def _entropy(side: Side, temperature: float) -> Tensor:

@@ -80,9 +80,7 @@ class SADTrainer(Trainer):
                 "model, such as copy.deepcopy(model)"
             )
         if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
+            model = _adapted(model, peft_config)
         output_head(model)
         self._projection = _projection(model) if args.projection else None
         if isinstance(teacher_model, nn.Module):
@@ -300,6 +298,16 @@ class SADTrainer(Trainer):
                 f"{self.state.global_step}: {NOT_FINITE}"
             )
         return measured
+
+
+def _adapted(model: PreTrainedModel, peft_config: Any) -> Any:
+    try:
+        from peft import get_peft_model
+    except ImportError as error:
+        raise ValueError(
+            f"adapters need peft ({error}): expected `pip install 'sadkern[lora]'`"
+        ) from None
+    return get_peft_model(model, peft_config)
 
 
 def _projection(model: nn.Module) -> Projection:
