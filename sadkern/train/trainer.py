@@ -27,6 +27,7 @@ from sadkern.train.config import SADConfig
 from sadkern.train.in_backward import step_in_backward
 from sadkern.train.meter import SPANS, Meter
 from sadkern.train.segmentation import resegmented
+from sadkern.train.stopping import Randomness, StopOnSignal, save_last_step
 
 NOT_FINITE = (
     "expected finite logits of both models (a learning rate too high, or fp16 overflow, are the "
@@ -129,6 +130,9 @@ class SADTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
         self._meters = {"train": Meter(), "eval": Meter()}
+        self._before_step: Randomness | None = None
+        self.stop = StopOnSignal()
+        self.add_callback(self.stop)
         if self.train_dataset is not None and args.curriculum != "none":
             self._tell_apart(self.train_dataset)
 
@@ -213,9 +217,14 @@ class SADTrainer(Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._meters["train"].begin()
+        self._before_step = None
         try:
             return super().train(*args, **kwargs)
+        except Exception as error:
+            save_last_step(self, self._before_step, error)
+            raise
         finally:
+            self.stop.restore()
             self._ahead.close()
             close = getattr(self.teacher, "close", None)
             if close is not None:
@@ -224,7 +233,9 @@ class SADTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list, Tensor | int | None]:
-        # Where the Trainer draws its batches: the teacher is given those that come next.
+        # Where a step begins, and the Trainer draws its batches: the teacher is given those that
+        # come next.
+        self._before_step = Randomness()
         if self._ahead.depth:
             if self._drawn[0] is not epoch_iterator:
                 self._ahead.close()
