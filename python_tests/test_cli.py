@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from small_models import RECORDS, small_model, small_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -206,3 +207,77 @@ def test_a_cache_is_made_looked_at_and_trained_from(files, tmp_path):
     assert "temperature is 1.0 there and 2.0 here" in done.output.splitlines()[-1]
     merged = sadkern("cache", "merge", where, "--output", tmp_path / "merged")
     assert "6 trajectories of 1 stores" in merged.output
+
+
+def test_a_config_file_stands_for_options(files):
+    (files / "run.yaml").write_text(
+        f"model_name_or_path: {files / 'student'}\n"
+        f"teacher_model_name_or_path: {files / 'teacher'}\n"
+        f"dataset_name: {files / 'train.jsonl'}\noutput_dir: {files / 'out'}\nuse_cpu: true\n"
+        "divergence: reverse_kl\nmax_steps: 2\nlogging_steps: 1\nlr_scheduler_type: constant\n"
+        "curriculum_weights: [1, 0.5, 0]\neval_dataset_name: null\n"
+        "lr_scheduler_kwargs: {}\n"
+    )
+    done = sadkern("train", "--config", files / "run.yaml", "--max_steps", 1, "--curriculum=root")
+    assert done.exit_code == 0, done.output
+    args = torch.load(files / "out" / "training_args.bin", weights_only=False)
+    assert (args.divergence, args.max_steps, args.curriculum) == ("reverse_kl", 1, "root")
+    assert args.curriculum_weights == [1.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model_name_or_path: [", "run.yaml is not YAML"),
+        ("- 1", "run.yaml holds a list: expected names and values"),
+        ("learning_rat: 1", "learning_rat"),
+        ("divergence: forwards", "divergence='forwards'"),
+    ],
+)
+def test_a_config_file_that_is_none_is_told(files, text, said):
+    (files / "run.yaml").write_text(text)
+    done = train(files, "--config", files / "run.yaml")
+    assert done.exit_code == 2
+    assert said in done.stderr.splitlines()[-1]
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(files):
+    done = train(
+        files, "--dry_run", "--num_train_epochs", 2, "--per_device_train_batch_size", 2,
+        "--curriculum", "linear", "--gradient_accumulation_steps", 2, "--use_peft",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.stdout.replace("│", " ").split())
+    for what in (
+        "0.01M parameters",
+        "6 trajectories",
+        "2 x 2 accumulated x 1 processes = 4",
+        "steps 4, 2 an epoch",
+        "linear over 1 epochs from 33%",
+        "LoRA of rank 16 on all-linear",
+    ):
+        assert what in said, said
+    assert not (files / "out").exists()
+
+
+def test_an_adapter_is_trained_and_saved(files):
+    done = train(files, "--max_steps", 2, "--use_peft", "--lora_r", 2, "--dtype", "float32")
+    assert done.exit_code == 0, done.output
+    base = AutoModelForCausalLM.from_pretrained(files / "student")
+    loaded = PeftModel.from_pretrained(base, files / "out")
+    assert loaded.peft_config["default"].r == 2
+    changed = [x for name, x in loaded.named_parameters() if "lora_B" in name]
+    assert changed
+    assert all(x.any() for x in changed)  # they begin at zero
+
+
+def test_the_baseline_needs_no_teacher(files):
+    done = sadkern(
+        "train", "--model_name_or_path", files / "student", "--hard_labels", "--max_steps", 1,
+        "--dataset_name", files / "train.jsonl", "--output_dir", files / "out", "--use_cpu",
+        "--logging_steps", 1,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (entry,) = [entry for entry in history(files) if "loss" in entry]
+    assert entry["teacher_entropy"] == 0
+    assert entry["loss"] == pytest.approx(entry["reason/kl"] + entry["act/kl"], rel=1e-4)

@@ -2,138 +2,28 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sadkern.data import load_trajectories, prepare
-from sadkern.store.identity import MODES
-from sadkern.teacher import CachedTeacher, ServedTeacher, ServerError, TeacherSource
+from sadkern.teacher import CachedTeacher, HardLabels, ServedTeacher, ServerError, TeacherSource
 from sadkern.teacher.load import SAMPLE, load_teacher
-from sadkern.teacher.wire import WIRES
+from sadkern.train.arguments import ScriptArguments, parse
 from sadkern.train.config import SADConfig
+from sadkern.train.preview import print_plan
 from sadkern.train.trainer import SADTrainer
 
 logger = logging.getLogger(__name__)
 
-DESCRIPTION = """\
-Distil a teacher into a student, span by span: on the [REASON] and [ACT] tokens of agent
-trajectories the student learns the teacher's distribution of the next token.
-
-  sadkern train --model_name_or_path Qwen/Qwen3-0.6B --teacher_model_name_or_path Qwen/Qwen3-8B \\
-      --dataset_name trajectories.jsonl --output_dir runs/student
-
-A trajectory is a line of the file, an object with its transcript as "text" (and, if you like, a
-"prompt" before it, which is not trained on):
-
-  {"text": "Goal: cool a mug\\nReasoning: A fridge cools things.\\nAction: open fridge\\n..."}
-  {"text": "Thought 1: Who wrote it?\\nAction 1: Search[Emma]\\nObservation 1: ..."}
-"""
-EPILOG = """\
-Logged beside the loss: reason/kl and act/kl, the divergence of each span in nats per token;
-reason/tokens and act/tokens; reason/agreement and act/agreement, the share of tokens on which both
-models' first choice is the same; teacher_entropy. With --eval_dataset_name the same as
-eval_reason/kl and so on, at the end and as often as --eval_strategy says.
-
-The student, its tokenizer and trainer_state.json (all that was logged) are left in --output_dir.
-After an interruption the same command with --resume_from_checkpoint last goes on.
-
-The teacher need not be there: `sadkern cache` keeps what it says on disk, and --teacher_cache reads
-it; or it is behind vLLM or SGLang, --teacher_server.
-
-Memory: a smaller --per_device_train_batch_size with more --gradient_accumulation_steps gives the
-same gradient; --gradient_checkpointing and --bf16 save more. Several devices: start it with
-`accelerate launch -m sadkern.cli train ..`.
-
-Every other option of transformers.TrainingArguments is understood too.
-"""
-# Of the options of TrainingArguments those that help shows: all of them fill ten screens.
-SHOWN = (
-    "output_dir per_device_train_batch_size num_train_epochs max_steps learning_rate "
-    "lr_scheduler_type warmup_steps gradient_accumulation_steps bf16 gradient_checkpointing "
-    "save_steps eval_strategy eval_steps report_to seed use_cpu"
-).split()
-
-
-@dataclass
-class ScriptArguments:
-    """What is trained on what."""
-
-    model_name_or_path: str = field(metadata={"help": "The student: a folder or a hub's name."})
-    dataset_name: str = field(
-        metadata={"help": "Trajectories: a JSON Lines file, each line an object with a text."}
-    )
-    teacher_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "The teacher, of the same tokenizer: a folder or a hub's name."},
-    )
-    teacher_cache: str | None = field(
-        default=None,
-        metadata={
-            "help": "What `sadkern cache` made: no teacher is loaded. With a teacher or a server "
-            "beside it, what it lacks is asked of that and kept: the first epoch writes, later "
-            "ones read."
-        },
-    )
-    teacher_server: str | None = field(
-        default=None,
-        metadata={"help": "A teacher's address, such as http://localhost:8000; with its cache."},
-    )
-    teacher_server_kind: str = field(
-        default="vllm", metadata={"help": f"One of {', '.join(WIRES)}."}
-    )
-    teacher_k: int = field(
-        default=64, metadata={"help": "Tokens that a new cache keeps of a row, or that are asked."}
-    )
-    teacher_mode: str = field(
-        default="topk", metadata={"help": f"Of a new cache: one of {', '.join(MODES)}."}
-    )
-    teacher_device: str | None = field(
-        default=None,
-        metadata={
-            "help": "Where the teacher runs: cpu, cuda:1, ..; offload: its weights stay in the "
-            "host's memory. Default: on the student's device."
-        },
-    )
-    teacher_quantization: str | None = field(
-        default=None,
-        metadata={"help": "8bit or 4bit; its KL to the whole teacher is measured and told."},
-    )
-    teacher_batch_size: int | None = field(
-        default=None,
-        metadata={"help": "Trajectories that the teacher runs at a time; default: the batch."},
-    )
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Trajectories to evaluate on, of the same form."}
-    )
-    dtype: str = field(
-        default="float32",
-        metadata={
-            "help": "Of the student's weights. In bfloat16 small updates are lost to rounding; "
-            "'auto' is what they are saved in, as the teacher's always are."
-        },
-    )
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    pass
-
 
 def main(arguments: Sequence[str]) -> None:
     """Run with the command line's arguments."""
-    parser = _parser()
+    script, args, parser = parse(arguments)
     try:
-        script, args = parser.parse_args_into_dataclasses(list(arguments))
-        if not (script.teacher_model_name_or_path or script.teacher_cache or script.teacher_server):
-            raise ValueError(
-                "no teacher: expected --teacher_model_name_or_path, --teacher_cache or "
-                "--teacher_server"
-            )
         # Before the models, which take longer to load and have less to be wrong.
         train_dataset = load_trajectories(script.dataset_name)
         held_out = script.eval_dataset_name
@@ -146,6 +36,9 @@ def main(arguments: Sequence[str]) -> None:
             _check_tokenizers(
                 tokenizer, script.model_name_or_path, script.teacher_model_name_or_path
             )
+        if script.dry_run:
+            print_plan(script, args, tokenizer, train_dataset)
+            return
         trainer = SADTrainer(
             model=AutoModelForCausalLM.from_pretrained(
                 script.model_name_or_path, dtype=script.dtype
@@ -155,15 +48,17 @@ def main(arguments: Sequence[str]) -> None:
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
+            peft_config=_lora(script),
         )
     except (ValueError, LookupError, ServerError) as error:
         parser.error(str(error))
     checkpoint = args.resume_from_checkpoint
-    trainer.train(
-        resume_from_checkpoint=last_checkpoint(args.output_dir)
-        if checkpoint == "last"
-        else checkpoint
-    )
+    if checkpoint == "last":
+        checkpoint = last_checkpoint(str(args.output_dir))
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.stop.received is not None:
+        logger.warning("the same command with --resume_from_checkpoint last goes on")
+        raise SystemExit(128 + trainer.stop.received)
     if eval_dataset:
         trainer.evaluate()
     trainer.save_model()
@@ -183,29 +78,13 @@ def last_checkpoint(output_dir: str | Path) -> str | None:
     return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
 
 
-def _parser() -> HfArgumentParser:
-    parser = HfArgumentParser(
-        (ScriptArguments, SADConfig),  # type: ignore[arg-type]
-        prog="sadkern train",
-        usage="%(prog)s --model_name_or_path STUDENT --teacher_model_name_or_path TEACHER "
-        "--dataset_name FILE --output_dir DIR [option ..]",
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=_Help,
-    )
-    ours = {f.name for f in fields(SADConfig) if f.name in SADConfig.__annotations__}
-    hidden = {f.name for f in fields(TrainingArguments)} - ours - set(SHOWN)
-    for action in parser._actions:
-        if action.dest in hidden or action.dest == "remove_unused_columns":
-            action.help = argparse.SUPPRESS
-    return parser
-
-
 def _teacher(
     script: ScriptArguments, args: SADConfig, tokenizer: Any, records: Sequence[Any]
 ) -> TeacherSource:
     """What the command line says of the teacher. ValueError: that is none."""
     source: Any = None
+    if script.hard_labels:
+        return HardLabels()
     if script.teacher_server:
         source = ServedTeacher(
             script.teacher_server, kind=script.teacher_server_kind, k=script.teacher_k,
@@ -228,6 +107,24 @@ def _teacher(
             k=script.teacher_k, temperature=args.temperature,
         )  # fmt: skip
     return source
+
+
+def _lora(script: ScriptArguments) -> Any:
+    """A `peft.LoraConfig`, if one is asked for. ValueError: peft is missing."""
+    if not script.use_peft:
+        return None
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ValueError(
+            f"--use_peft needs peft ({error}): expected `pip install 'sadkern[lora]'`"
+        ) from None
+    targets = script.lora_target_modules
+    return LoraConfig(
+        task_type="CAUSAL_LM", r=script.lora_r, lora_alpha=script.lora_alpha,
+        lora_dropout=script.lora_dropout, modules_to_save=script.lora_modules_to_save,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+    )  # fmt: skip
 
 
 def _check_tokenizers(tokenizer: Any, student: str, name: str) -> None:
