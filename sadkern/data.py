@@ -146,6 +146,14 @@ def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in INPUTS if name in batch}
 
 
+def places(input_ids: Tensor, position_ids: Tensor | None = None, **_: Any) -> Tensor:
+    """`[B * T]`: which trajectory of the batch each row is of."""
+    if position_ids is not None:
+        return (position_ids.flatten() == 0).cumsum(0) - 1
+    count, length = input_ids.shape
+    return torch.arange(count, device=input_ids.device).repeat_interleave(length)
+
+
 @dataclass
 class SpanCollator:
     """A batch of trajectories: `input_ids`, `attention_mask`, `span_ids` [B, T], padded on the

@@ -31,6 +31,7 @@ from transformers import (
 
 from sadkern.evaluate import Comparison, compare
 from sadkern.train import SADConfig, SADTrainer, load_trajectories, prepare
+from sadkern.train.progress import RichProgress
 
 END = "<|endoftext|>"
 HELD_OUT = 7  # one trajectory in so many; the three environments take turns, so no multiple of 3
@@ -169,20 +170,11 @@ def train_teacher(
     run(trainer)
 
 
-class Bar(ProgressCallback):
-    """The progress bar, with the last measured figures beside it rather than lines of them."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self.training_bar is not None:
-            shown = ("loss", "reason/kl", "act/kl")
-            self.training_bar.set_postfix({k: f"{logs[k]:.3f}" for k in shown if k in logs})
-
-
 def run(trainer: Trainer) -> None:
     """Train and save, under a bar."""
-    for callback in (ProgressCallback, PrinterCallback):
+    for callback in (ProgressCallback, PrinterCallback, RichProgress):
         trainer.remove_callback(callback)
-    trainer.add_callback(Bar)
+    trainer.add_callback(RichProgress())
     trainer.train()
     trainer.save_model()
 

@@ -31,11 +31,14 @@ A trajectory is a line of the file, an object with its transcript as "text" (and
 EPILOG = """\
 Logged beside the loss: reason/kl and act/kl, the divergence of each span in nats per token;
 reason/tokens and act/tokens; reason/agreement and act/agreement, the share of tokens on which both
-models' first choice is the same; teacher_entropy. With --eval_dataset_name the same as
-eval_reason/kl and so on, at the end and as often as --eval_strategy says.
+models' first choice is the same; the teacher's entropy; tokens_per_second, peak_memory_gb and more.
+With --eval_dataset_name the same as eval_reason/kl and so on, at the end and as often as
+--eval_strategy says.
 
 The student, its tokenizer and trainer_state.json (all that was logged) are left in --output_dir.
-After an interruption the same command with --resume_from_checkpoint last goes on.
+Ctrl-C saves the step it is at; the same command with --resume_from_checkpoint last goes on.
+
+Settings may stand in a YAML file: --config run.yaml. --dry_run says what would be done.
 
 The teacher need not be there: `sadkern cache` keeps what it says on disk, and --teacher_cache reads
 it; or it is behind vLLM or SGLang, --teacher_server.

@@ -75,6 +75,15 @@ class SADConfig(TrainingArguments):
             + "; ".join(f"{name}, {said}" for name, said in SEGMENTATIONS.items())
         },
     )
+    contrast_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Of the trajectory-level contrastive term between pooled REASON and ACT states."
+        },
+    )
+    contrast_temperature: float = field(
+        default=0.1, metadata={"help": "Of that term's similarities."}
+    )
     curriculum: str = field(
         default="none",
         metadata={
@@ -147,6 +156,12 @@ class SADConfig(TrainingArguments):
         if self.segmentation not in SEGMENTATIONS:
             raise ValueError(
                 f"segmentation={self.segmentation!r}: expected {', '.join(SEGMENTATIONS)}"
+            )
+        if self.contrast_weight and not (self.projection and self.contrast_temperature > 0):
+            raise ValueError(
+                f"contrast_weight={self.contrast_weight} is of hidden states: expected "
+                f"projection=True (got {self.projection}) and contrast_temperature above 0 (got "
+                f"{self.contrast_temperature})"
             )
         if len(self.curriculum_weights) != 3:
             raise ValueError(

@@ -27,8 +27,11 @@ class Meter:
         """Time counts from here."""
         self._since = time.perf_counter()
 
-    def add(self, out: SpanLoss, kinds: Tensor, batch: Mapping[str, Tensor], ce: bool) -> None:
-        """kinds: span ids of the rows of `out` [M]. batch: what the model was given."""
+    def add(
+        self, out: SpanLoss, kinds: Tensor, batch: Mapping[str, Tensor], ce: bool, **terms: Tensor
+    ) -> None:
+        """kinds: span ids of the rows of `out` [M]. batch: what the model was given. terms: of the
+        loss beside the divergence, each a number of the batch."""
         for kind, name in SPANS.items():
             member = kinds == kind
             self._sum(f"{name}/tokens", member)
@@ -41,6 +44,9 @@ class Meter:
         self._sum("teacher_entropy", out.teacher_entropy)
         self._sum("tail_mass", out.tail_mass)
         self._sum("tokens", batch.get("attention_mask", torch.ones_like(batch["input_ids"])))
+        self._sum("batches", torch.ones(1, device=kinds.device))
+        for name, term in terms.items():
+            self._sum(f"term/{name}", term)
         if "difficulty" in batch:
             self._sum("trajectories", torch.ones_like(batch["difficulty"]))
             self._sum("curriculum/difficulty", batch["difficulty"])
@@ -60,15 +66,14 @@ class Meter:
         seconds = time.perf_counter() - self._since
         self.begin()
         rows, tokens = found.pop("rows"), found.pop("tokens")
-        trajectories = found.pop("trajectories", 0.0)
+        each = {"curriculum": found.pop("trajectories", 0.0), "term": found.pop("batches")}
         counts = {name: found.pop(f"{name}/tokens") for name in SPANS.values()}
         measured = {f"{name}/tokens": count for name, count in counts.items()}
         measured["supervised_share"] = rows / tokens
         for key, total in found.items():
-            group = key.split("/")[0]
-            count = trajectories if group == "curriculum" else counts.get(group, rows)
+            count = {**counts, **each}.get(key.split("/")[0], rows)
             if count:
-                measured[key] = total / count
+                measured[key.removeprefix("term/")] = total / count
         measured["tokens_per_second"] = tokens / seconds
         measured["peak_memory_gb"] = _peak_memory()
         return measured

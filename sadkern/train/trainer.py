@@ -10,11 +10,11 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from sadkern.curriculum import difficulty
-from sadkern.data import SpanCollator, inputs_of, prepare
+from sadkern.data import SpanCollator, inputs_of, places, prepare
 from sadkern.forward import check_packs, head_projection, output_head, supervised_loss
 from sadkern.sides import Projection, Side, first_tensor, moved
 from sadkern.span_kl import SpanLoss, span_kl
@@ -24,8 +24,10 @@ from sadkern.teacher.ahead import SIGNAL, Ahead
 from sadkern.teacher.online import check_tokens
 from sadkern.teacher.source import Expectant
 from sadkern.train.config import SADConfig
+from sadkern.train.contrast import span_contrast
 from sadkern.train.in_backward import step_in_backward
 from sadkern.train.meter import SPANS, Meter
+from sadkern.train.progress import RichProgress
 from sadkern.train.segmentation import resegmented
 from sadkern.train.stopping import Randomness, StopOnSignal, save_last_step
 
@@ -50,10 +52,12 @@ class SADTrainer(Trainer):
 
     Everything else is `transformers.Trainer`'s. Logged beside its own: the loss's parts `reason/kl`
     and `act/kl` (nats per token, of the divergence in use; with `ce_weight` also `reason/ce` and
-    `act/ce`), `reason/tokens`, `act/tokens`, `reason/agreement`, `act/agreement` (same most likely
-    token) and `teacher_entropy`. An evaluation gives the same with its prefix, over all its tokens.
-    Gradients of accumulated micro-batches and of ranks add up to those of one big batch.
-    ValueError: models or data that do not fit. FloatingPointError: a divergence that is not finite.
+    `act/ce`), `tokens`, `agreement` (same most likely token) and `entropy` (the teacher's) of both;
+    `teacher_entropy`, `tail_mass`, `supervised_share`, `tokens_per_second`, `peak_memory_gb`. An
+    evaluation gives the same with its prefix, over all its tokens. Gradients of accumulated
+    micro-batches and of ranks add up to those of one big batch. A signal, and whatever is raised
+    in a step, leaves a checkpoint of the last whole one. ValueError: models or data that do not
+    fit. FloatingPointError: a divergence that is not finite.
     """
 
     args: SADConfig
@@ -131,8 +135,10 @@ class SADTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self._meters = {"train": Meter(), "eval": Meter()}
         self._before_step: Randomness | None = None
-        self.stop = StopOnSignal()
+        self.stop, self.progress = StopOnSignal(), RichProgress()
         self.add_callback(self.stop)
+        if self.pop_callback(ProgressCallback) is not None:  # there unless disable_tqdm
+            self.add_callback(self.progress)
         if self.train_dataset is not None and args.curriculum != "none":
             self._tell_apart(self.train_dataset)
 
@@ -179,6 +185,7 @@ class SADTrainer(Trainer):
         teacher: Side = self._ahead(inputs) if made is None else made.result()
         kinds = span_ids.flatten()[rows]
         found: list[SpanLoss] = []
+        extra: dict[str, Tensor] = {}
 
         def loss_of(student: Tensor | Projection) -> Tensor:
             theirs = moved(teacher, first_tensor(student).device)
@@ -197,13 +204,22 @@ class SADTrainer(Trainer):
                 **self.args.loss_settings(),
             )
             found.append(out)
-            return out.loss
+            if not self.args.contrast_weight or not isinstance(student, Projection):
+                return out.loss
+            term = span_contrast(
+                student.hidden, kinds, places(**inputs_of(inputs))[rows],
+                self.args.contrast_temperature,
+            )  # fmt: skip
+            extra["contrast"] = term.detach()
+            # A mean over the micro-batches of a step, as it is one over each one's trajectories.
+            parts = self.current_gradient_accumulation_steps if model.training else 1
+            return out.loss + self.args.contrast_weight * term / parts
 
         loss = supervised_loss(model, rows, loss_of, self._projection, **inputs_of(inputs))
         (out,) = found
         self._check_finite(out, rows, input_ids.shape[1])
         mode = "train" if model.training else "eval"
-        self._meters[mode].add(out, kinds, inputs, ce=bool(self.args.ce_weight))
+        self._meters[mode].add(out, kinds, inputs, ce=bool(self.args.ce_weight), **extra)
         return (loss, out) if return_outputs else loss
 
     def _check_finite(self, out: SpanLoss, rows: Tensor, length: int) -> None:
@@ -225,6 +241,7 @@ class SADTrainer(Trainer):
             raise
         finally:
             self.stop.restore()
+            self.progress.close()
             self._ahead.close()
             close = getattr(self.teacher, "close", None)
             if close is not None:
