@@ -87,7 +87,5 @@ def test_it_joins_the_loss_with_its_weight(tmp_path, packed):
 
 
 def test_it_needs_hidden_states(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"contrast_weight=0\.1 is of hidden states: expected proj"
-    ):
+    with pytest.raises(ValueError, match=r"contrast_weight=0\.1 is of hidden states: expected"):
         SADConfig(output_dir=str(tmp_path), contrast_weight=0.1, projection=False, report_to="none")
