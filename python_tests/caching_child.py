@@ -1,4 +1,5 @@
-"""A process that fills stores, in forks of itself that can be killed at any moment.
+"""A process that fills stores, in forks of itself that can be killed at any moment, or kill
+themselves before a certain one of their operations on files.
 
 Everything is imported once: `python caching_child.py` reads from standard input, a line each, the
 arguments of `fill` (JSON), and answers with the fork's pid, then with its exit status.
@@ -9,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import sys
+from itertools import count
 
 from small_models import small_model
 
@@ -17,6 +20,7 @@ from sadkern.store import Store
 from sadkern.teacher import OnlineTeacher, build, store_for
 
 V = 300
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
 
 def examples(count: int = 60) -> list[dict[str, list[int]]]:
@@ -30,15 +34,37 @@ def examples(count: int = 60) -> list[dict[str, list[int]]]:
     return made + made[::9]
 
 
-def fill(path: str, mode: str = "topk", rank: int = 0, ranks: int = 1) -> Store:
-    """As `sadkern cache` does."""
+def fill(
+    path: str,
+    mode: str = "topk",
+    rank: int = 0,
+    ranks: int = 1,
+    trajectories: int = 60,
+    last: int | None = None,
+) -> Store:
+    """As `sadkern cache` does. `last`: the operation on a file before which it is killed."""
+    if last is not None:
+        kill_before(last, path)
     teacher = OnlineTeacher(small_model(1, scale=3.0))
     store = store_for(path, teacher, mode=mode, k=20)
     build(
-        store, examples(), teacher, batch_size=2, shard_bytes=15000, share=(rank, ranks),
-        progress=False,
+        store, examples(trajectories), teacher,
+        batch_size=2, shard_bytes=15000, share=(rank, ranks), progress=False,
     )  # fmt: skip
     return store
+
+
+def kill_before(last: int, path: str) -> None:
+    """Kills this process before operation `last` on a file under `path`."""
+    done = count()
+
+    def operate(event: str, arguments: tuple) -> None:
+        # What a tree is removed by names no folder.
+        ours = path in str(arguments[0]) or event in ("os.remove", "os.rmdir")
+        if event in OPERATIONS and ours and next(done) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(operate)
 
 
 if __name__ == "__main__":

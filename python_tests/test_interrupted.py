@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -94,6 +95,25 @@ def test_killed_at_random_moments_the_store_is_the_same(tmp_path, workers, mode)
         stores += 1
         assert content(folder) == expected
         assert verify(folder) == []
+
+
+def test_killed_before_any_operation_on_a_file_the_store_is_the_same(tmp_path, workers):
+    """Two shards of several parts; the same, whatever of them was on disk."""
+    worker, few = workers[0], ("topk", 0, 1, 8)
+    whole = tmp_path / "whole"
+    assert worker.run(str(whole), *few)
+    names = list(Store.open(whole).manifest["shards"])
+    assert len(names) > 1
+    assert any(name[0].isdigit() for name in names)  # as the parts' do
+    for last in itertools.count():
+        folder = tmp_path / f"killed{last}"
+        whole_at_once = worker.run(str(folder), *few, last)
+        assert whole_at_once or worker.run(str(folder), *few)
+        assert content(folder) == content(whole)
+        assert verify(folder) == []
+        if whole_at_once:
+            break
+    assert last > 60  # kills
 
 
 def test_several_processes_share_the_work_and_outlive_a_killed_one(tmp_path, workers):

@@ -316,6 +316,14 @@ def test_whatever_is_answered_is_distributions_or_told(kind, data):
             assert sum(math.exp(x) for x in row.values()) <= 1.01
 
 
+def test_an_answer_without_the_token_itself_is_told():
+    """vLLM gives the actual token beside the likely ones; without it, it is no row of ours."""
+    answer = vllm({"prompt": PROMPTS, "prompt_logprobs": 3})
+    del answer["choices"][0]["prompt_logprobs"][1]["5"]
+    with pytest.raises(WireError, match="entries of token 1 lack that token itself, 5"):
+        read(WIRES["vllm"], answer, PROMPTS, lambda text: None)
+
+
 def test_a_dead_server_is_named(server, batch):
     rows, inputs = batch
     teacher = served(server, "vllm", model="tiny", tries=3)

@@ -2,7 +2,8 @@
 
     manifest.json               identity, shards, a checksum of itself; replaced as a whole
     shards/NAME-HASH.safetensors
-    parts/NAME/...              a shard in the making, locked by the process that makes it
+    parts/NAME/NUMBER-HASH.safetensors
+                                a shard in the making, locked by the process that makes it
 
 What a teacher has said is on disk when `Writer.add` returns, as a part; `Writer.seal` makes one
 shard of the parts. A kill at any moment leaves a store that opens, and parts that the next writer
@@ -199,7 +200,10 @@ class Writer:
         keys = list(self.parts if order is None else order)
         if keys and not self.sealed:
             records = ((key, self.read(key)) for key in keys)
-            path = write_shard(self.folder, self.name, records)
+            # Beside the parts, not among them: its name may begin as theirs do.
+            whole = self.folder / "whole"
+            whole.mkdir(exist_ok=True)
+            path = write_shard(whole, self.name, records)
             final = self.store.path / "shards" / path.name
             path.replace(final)
             shard = Shard(final)

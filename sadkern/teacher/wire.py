@@ -49,12 +49,13 @@ def _read_vllm(answer: Any, prompts: Sequence[Sequence[int]], _: Any) -> list[li
         if ids is not None and list(ids) != list(prompt):
             raise WireError(f"it read other tokens, {len(ids)}, than the {len(prompt)} sent")
         entries = _entries(choice.get("prompt_logprobs"), "prompt_logprobs", len(prompt))
-        found.append(
-            [
-                _row({int(key): one["logprob"] for key, one in entry.items()}, at)
-                for at, entry in enumerate(entries, 1)
-            ]
-        )
+        rows = []
+        for at, entry in enumerate(entries, 1):
+            row = _row({int(key): one["logprob"] for key, one in entry.items()}, at)
+            if prompt[at] not in row:
+                raise WireError(f"its entries of token {at} lack that token itself, {prompt[at]}")
+            rows.append(row)
+        found.append(rows)
     return found
 
 
@@ -165,7 +166,7 @@ def _entries(entries: Any, name: str, count: int) -> list[Any]:
 
 def _row(entries: Mapping[int, float | None], at: int) -> Entries:
     # A value that JSON has no word for comes as null or as a very low number.
-    if not all(isinstance(i, int) and i >= 0 for i in entries):
+    if not all(type(i) is int and i >= 0 for i in entries):
         raise WireError(f"its entries of token {at} are of {list(entries)!r:.80}, expected ids")
     found = {i: -math.inf if x is None or x <= BANNED else float(x) for i, x in entries.items()}
     mass = sum(map(math.exp, found.values()))
