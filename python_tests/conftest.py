@@ -10,9 +10,11 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+from small_models import RECORDS, small_tokenizer
 
 from sadkern import build_info
 from sadkern.backends import native
+from sadkern.data import prepare
 
 ISAS = build_info().get("isas", [])
 
@@ -34,6 +36,17 @@ def isa(request):
     native.core().choose_isa(request.param)
     yield request.param
     native.core().choose_isa(ISAS[0])
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return small_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def examples(tokenizer):
+    """`RECORDS`, segmented and tokenised."""
+    return prepare(RECORDS, tokenizer)
 
 
 @pytest.fixture(scope="module")

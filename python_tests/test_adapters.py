@@ -7,20 +7,14 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PeftModel
-from small_models import RECORDS, small_model, small_tokenizer
+from small_models import small_model
 from test_train import trainer_for
 from transformers import AutoModelForCausalLM
 
-from sadkern.data import prepare
 from sadkern.train import SADConfig, SADTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}
-
-
-@pytest.fixture(scope="module")
-def examples():
-    return prepare(RECORDS, small_tokenizer())
 
 
 def adapted(tmp_path, student, examples, lora, **settings):

@@ -8,11 +8,11 @@ import threading
 import pytest
 import torch
 from accelerate import cpu_offload
-from small_models import RECORDS, V, small_model, small_tokenizer
+from small_models import V, small_model
 from test_train import trainer_for
 
 from sadkern import Projection, TopK, span_kl, topk_logprobs
-from sadkern.data import SpanCollator, prepare
+from sadkern.data import SpanCollator
 from sadkern.store import DamagedError, IdentityError, Store
 from sadkern.store.care import verify
 from sadkern.store.codec import STEPS
@@ -24,16 +24,6 @@ from sadkern.teacher.online import fingerprint
 # Of one log-probability, and of the shift that makes the row's mass 1 again: both at most this, as
 # none of these is below -16.
 ERROR = 2 * (1 + 16**2) ** 0.5 / (2 * STEPS)
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def examples(tokenizer):
-    return prepare(RECORDS, tokenizer)
 
 
 @pytest.fixture

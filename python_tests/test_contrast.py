@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from small_models import RECORDS, small_model, small_tokenizer
+from small_models import small_model
 from test_train import trainer_for
 
-from sadkern.data import SpanCollator, inputs_of, places, prepare
+from sadkern.data import SpanCollator, inputs_of, places
 from sadkern.forward import supervised_hidden
 from sadkern.train import SADConfig
 from sadkern.train.contrast import span_contrast
@@ -66,8 +66,7 @@ def test_alone_there_is_nothing_to_tell_apart():
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("packed", [False, True])
-def test_it_joins_the_loss_with_its_weight(tmp_path, packed):
-    examples = prepare(RECORDS, small_tokenizer())
+def test_it_joins_the_loss_with_its_weight(tmp_path, examples, packed):
     student = small_model(0)
     batch = SpanCollator(0)(examples)
     hidden = supervised_hidden(student, batch["rows"], **inputs_of(batch)).detach().double()

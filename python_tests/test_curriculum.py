@@ -9,11 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import RECORDS, small_model, small_tokenizer
+from small_models import small_model
 from test_train import trainer_for
 
 from sadkern.curriculum import PACINGS, CurriculumSampler, difficulty
-from sadkern.data import prepare
 from sadkern.teacher import CachedTeacher, HardLabels, OnlineTeacher, mean_entropies
 from sadkern.teacher.source import trajectories
 
@@ -134,8 +133,7 @@ class Listening:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_trainer_draws_what_the_sampler_says_and_logs_how_hard_it_is(tmp_path):
-    examples = prepare(RECORDS, small_tokenizer())
+def test_the_trainer_draws_what_the_sampler_says_and_logs_how_hard_it_is(tmp_path, examples):
     teacher = Listening()
     trainer = trainer_for(
         tmp_path, small_model(0), teacher, examples, curriculum="linear", curriculum_epochs=1.5,
@@ -160,10 +158,8 @@ def test_the_trainer_draws_what_the_sampler_says_and_logs_how_hard_it_is(tmp_pat
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("mode", ["topk", "hidden", "sampled"])
-def test_a_teachers_entropy_is_the_same_from_everywhere(tmp_path, mode):
+def test_a_teachers_entropy_is_the_same_from_everywhere(tmp_path, tokenizer, examples, mode):
     """Over the whole vocabulary, whatever of it is kept."""
-    tokenizer = small_tokenizer()
-    examples = prepare(RECORDS, tokenizer)
     model = small_model(1, scale=3.0)
     online = OnlineTeacher(model)
     expected = []

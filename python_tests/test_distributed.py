@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import RECORDS, small_model, small_tokenizer
-from test_train import assert_same, plainly
-
-from sadkern.train import prepare
+from small_models import small_model
+from test_train import assert_same, plainly, trainer_for
 
 START = """
 import os, sys, torch
@@ -27,11 +25,13 @@ examples = torch.load(here / "examples.pt")
 TRAINER = """
 trainer = trainer_for(
     here, student, teacher, examples, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+    **SETTINGS,
 )
 trainer.train()
 if not rank:
     found = {k.removeprefix("module."): g for k, g in trainer.gradients.steps[0].items()}
-    torch.save((found, trainer.state.log_history[0]), here / "found.pt")
+    hard = [example.get("difficulty") for example in trainer.train_dataset]
+    torch.save((found, trainer.state.log_history[0], hard), here / "found.pt")
 accelerator = trainer.accelerator
 del trainer  # and end the threads between the two, which may abort the exit
 accelerator.free_memory()
@@ -62,20 +62,21 @@ loss = supervised_loss(
 loss.backward()
 found = {name: p.grad.full_tensor() for name, p in student.named_parameters()}
 if not rank:
-    torch.save((found, {}), here / "found.pt")
+    torch.save((found, {}, []), here / "found.pt")
 dist.destroy_process_group()
 """
+EASY_FIRST = {"padding_free": True, "curriculum": "linear"}
 WRAPPED = {
-    "ddp": TRAINER,
+    "ddp": "SETTINGS = {}" + TRAINER,
+    "ddp, packed, easy ones first": f"SETTINGS = {EASY_FIRST}" + TRAINER,
     "fsdp": "OWN_HEAD = False" + SHARDED,
     "fsdp with a head of its own": "OWN_HEAD = True" + SHARDED,
 }
 
 
 @pytest.mark.parametrize("wrapped", WRAPPED)
-def test_two_processes_give_the_gradient_of_one(tmp_path, wrapped):
+def test_two_processes_give_the_gradient_of_one(tmp_path, examples, wrapped):
     student, teacher = small_model(0), small_model(1)
-    examples = prepare(RECORDS, small_tokenizer())
     _, gradient, logged = plainly(student, teacher, examples)
     student.save_pretrained(tmp_path / "student")
     teacher.save_pretrained(tmp_path / "teacher")
@@ -89,7 +90,10 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, wrapped):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found, entry = torch.load(tmp_path / "found.pt")
+    found, entry, hard = torch.load(tmp_path / "found.pt")
     assert_same(found, gradient)
     if entry:
         assert {key: entry[key] for key in logged} == pytest.approx(logged, rel=1e-5)
+    if "easy" in wrapped:
+        alone = trainer_for(tmp_path, student, teacher, examples, **EASY_FIRST).train_dataset
+        assert hard == pytest.approx([example["difficulty"] for example in alone], rel=1e-4)

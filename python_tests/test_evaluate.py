@@ -6,17 +6,11 @@ import copy
 
 import pytest
 import torch
-from small_models import RECORDS, small_model, small_tokenizer
+from small_models import small_model
 
 from sadkern.evaluate import compare, cot_match
 from sadkern.evaluate.compare import continue_greedily, spans_of
 from sadkern.spans import ACT, REASON
-from sadkern.train import prepare
-
-
-@pytest.fixture(scope="module")
-def examples():
-    return prepare(RECORDS, small_tokenizer())
 
 
 def test_cot_match_is_the_papers():

@@ -6,28 +6,18 @@ import copy
 
 import pytest
 import torch
-from small_models import RECORDS, small_model, small_tokenizer
+from small_models import small_model
 from test_forward import MODELS, SIZES, V, gradients
 from test_train import assert_same, plainly, trainer_for
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sadkern import span_kl
-from sadkern.data import SpanCollator, inputs_of, prepare
+from sadkern.data import SpanCollator, inputs_of
 from sadkern.forward import check_packs, head_projection, supervised_loss
 from sadkern.teacher import CachedTeacher, OnlineTeacher
 from sadkern.teacher.source import trajectories
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return small_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def examples(tokenizer):
-    return prepare(RECORDS, tokenizer)
 
 
 SHORT = [

@@ -7,17 +7,15 @@ import re
 
 import pytest
 from rich.console import Console
-from small_models import RECORDS, small_model, small_tokenizer
+from small_models import small_model
 from test_train import trainer_for
-
-from sadkern.data import prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def told(tmp_path, terminal, **settings):
+def told(tmp_path, examples, terminal, **settings):
     trainer = trainer_for(
-        tmp_path, small_model(0), small_model(1), prepare(RECORDS, small_tokenizer()),
+        tmp_path, small_model(0), small_model(1), examples,
         disable_tqdm=False, max_steps=3, **settings,
     )  # fmt: skip
     out = io.StringIO()
@@ -26,8 +24,8 @@ def told(tmp_path, terminal, **settings):
     return out.getvalue(), [log for log in trainer.state.log_history if "loss" in log]
 
 
-def test_a_line_for_each_log(tmp_path):
-    text, logs = told(tmp_path, terminal=False)
+def test_a_line_for_each_log(tmp_path, examples):
+    text, logs = told(tmp_path, examples, terminal=False)
     lines = text.splitlines()
     assert len(lines) == 3
     for step, (line, log) in enumerate(zip(lines, logs, strict=True), 1):
@@ -39,15 +37,13 @@ def test_a_line_for_each_log(tmp_path):
         )
 
 
-def test_a_bar_on_a_terminal(tmp_path):
-    text, logs = told(tmp_path, terminal=True)
+def test_a_bar_on_a_terminal(tmp_path, examples):
+    text, logs = told(tmp_path, examples, terminal=True)
     assert "training" in text
     assert re.search(r"3/3", text)
     assert f"reason {logs[-1]['reason/kl']:.4g}" in text
 
 
-def test_none_where_none_is_wanted(tmp_path):
-    trainer = trainer_for(
-        tmp_path, small_model(0), small_model(1), prepare(RECORDS, small_tokenizer())
-    )
+def test_none_where_none_is_wanted(tmp_path, examples):
+    trainer = trainer_for(tmp_path, small_model(0), small_model(1), examples)
     assert trainer.progress not in trainer.callback_handler.callbacks

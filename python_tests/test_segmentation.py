@@ -8,20 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import RECORDS, small_model, small_tokenizer
+from small_models import small_model
 from test_train import assert_same, plainly, trainer_for
 
-from sadkern.data import prepare
 from sadkern.teacher import HardLabels
 from sadkern.train import SADConfig
 from sadkern.train.segmentation import resegmented
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def examples():
-    return prepare(RECORDS, small_tokenizer())
 
 
 def runs(spans):

@@ -8,23 +8,13 @@ import re
 
 import pytest
 import torch
-from small_models import RECORDS, V, small_model, small_tokenizer
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from small_models import RECORDS, V, small_model
+from transformers import TrainerCallback
 
 from sadkern.spans import ACT, REASON
 from sadkern.train import SADConfig, SADTrainer, SpanCollator, load_trajectories, prepare
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    return small_tokenizer()
-
-
-@pytest.fixture
-def examples(tokenizer):
-    return prepare(RECORDS, tokenizer)
 
 
 class Gradients(TrainerCallback):
@@ -318,19 +308,22 @@ def test_evaluation_takes_nothing_from_what_training_logs(tmp_path, examples):
 
 
 class Broken(Favourite):
+    at = 4
+
     def __call__(self, rows, **inputs):
         logits = super().__call__(rows, **inputs).clone()
-        logits[4] = torch.nan
+        logits[self.at] = torch.nan
         return logits
 
 
-def test_a_divergence_that_is_not_finite_names_its_place(tmp_path, examples):
-    trainer = trainer_for(
-        tmp_path, small_model(0), Broken(9, V), examples, per_device_train_batch_size=1
-    )
-    batch = SpanCollator(0)(examples[:2])
-    row = [i for i, kind in enumerate(examples[0]["span_ids"]) if kind][4]
-    with pytest.raises(FloatingPointError, match=rf"step 0.*trajectory 0 .*at token {row} is not"):
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_divergence_that_is_not_finite_names_its_place(tmp_path, examples, packed):
+    teacher = Broken(9, V)
+    trainer = trainer_for(tmp_path, small_model(0), teacher, examples, padding_free=packed)
+    batch = SpanCollator(0, packed)(examples[:3])
+    teacher.at = 4 + sum(map(bool, examples[0]["span_ids"]))
+    row = [i for i, kind in enumerate(examples[1]["span_ids"]) if kind][4]
+    with pytest.raises(FloatingPointError, match=rf"step 0.*trajectory 1 .*at token {row} is not"):
         trainer.training_step(trainer.model, batch)
 
 

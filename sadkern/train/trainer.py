@@ -7,19 +7,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from sadkern.curriculum import difficulty
 from sadkern.data import SpanCollator, inputs_of, places, prepare
-from sadkern.forward import check_packs, head_projection, output_head, supervised_loss
+from sadkern.forward import check_packs, output_head, supervised_loss
 from sadkern.sides import Projection, Side, first_tensor, moved
 from sadkern.span_kl import SpanLoss, span_kl
-from sadkern.spans import ACT, REASON
-from sadkern.teacher import OnlineTeacher, TeacherSource, mean_entropies
+from sadkern.teacher import OnlineTeacher, TeacherSource
 from sadkern.teacher.ahead import SIGNAL, Ahead
 from sadkern.teacher.online import check_tokens
 from sadkern.teacher.source import Expectant
@@ -29,6 +26,7 @@ from sadkern.train.in_backward import step_in_backward
 from sadkern.train.meter import SPANS, Meter
 from sadkern.train.progress import RichProgress
 from sadkern.train.segmentation import resegmented
+from sadkern.train.setup import adapted, check_one_device, projection_of, tell_difficulty
 from sadkern.train.stopping import Randomness, StopOnSignal, save_last_step
 
 NOT_FINITE = (
@@ -73,21 +71,16 @@ class SADTrainer(Trainer):
         peft_config: Any = None,
         **kwargs: Any,
     ):
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"one process sees {args.n_gpu} devices, and rows cannot be split among them: "
-                "expected one process per device (start with `accelerate launch` or torchrun), or "
-                "one device (CUDA_VISIBLE_DEVICES=0)"
-            )
+        check_one_device(args)
         if teacher_model is model:
             raise ValueError(
                 "the teacher is the student itself, and a teacher is frozen: expected another "
                 "model, such as copy.deepcopy(model)"
             )
         if peft_config is not None:
-            model = _adapted(model, peft_config)
+            model = adapted(model, peft_config)
         output_head(model)
-        self._projection = _projection(model) if args.projection else None
+        self._projection = projection_of(model) if args.projection else None
         if isinstance(teacher_model, nn.Module):
             if getattr(teacher_model, "hf_device_map", None) is None:
                 teacher_model.to(args.device)
@@ -140,26 +133,8 @@ class SADTrainer(Trainer):
         if self.pop_callback(ProgressCallback) is not None:  # there unless disable_tqdm
             self.add_callback(self.progress)
         if self.train_dataset is not None and args.curriculum != "none":
-            self._tell_apart(self.train_dataset)
-
-    def _tell_apart(self, examples: Any) -> None:
-        """Writes into each how difficult it is."""
-        reason, act = (
-            [example["span_ids"].count(kind) for example in examples] for kind in (REASON, ACT)
-        )
-        entropy = None
-        if self.args.curriculum_weights[2]:
-            own = examples[self.args.process_index :: self.args.world_size]
-            found = mean_entropies(
-                self.teacher, own, batch_size=self.args.train_batch_size,
-                device=self.args.device, temperature=self.args.temperature,
-                progress=self.args.process_index == 0 and not self.args.disable_tqdm,
-            )  # fmt: skip
-            each = gather_object([found])
-            entropy = [each[i % len(each)][i // len(each)] for i in range(len(examples))]
-        found = difficulty(reason, act, entropy, weights=self.args.curriculum_weights)
-        for example, hard in zip(examples, found, strict=True):
-            example["difficulty"] = hard
+            prepared: Any = self.train_dataset
+            tell_difficulty(prepared, self.teacher, args)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.curriculum == "none":
@@ -217,18 +192,19 @@ class SADTrainer(Trainer):
 
         loss = supervised_loss(model, rows, loss_of, self._projection, **inputs_of(inputs))
         (out,) = found
-        self._check_finite(out, rows, input_ids.shape[1])
+        self._check_finite(out, rows, places(**inputs_of(inputs)))
         mode = "train" if model.training else "eval"
         self._meters[mode].add(out, kinds, inputs, ce=bool(self.args.ce_weight), **extra)
         return (loss, out) if return_outputs else loss
 
-    def _check_finite(self, out: SpanLoss, rows: Tensor, length: int) -> None:
+    def _check_finite(self, out: SpanLoss, rows: Tensor, places: Tensor) -> None:
         # On a device the look would make the host wait; there the meter's sums tell, when logged.
         if out.per_token.device.type == "cpu" and not out.per_token.isfinite().all():
-            row = rows[~out.per_token.isfinite()][0].item()
+            row = rows[~out.per_token.isfinite()][0]
+            token = (places[:row] == places[row]).sum()
             raise FloatingPointError(
-                f"step {self.state.global_step}: the divergence of trajectory {row // length} of "
-                f"the batch at token {row % length} is not finite: {NOT_FINITE}"
+                f"step {self.state.global_step}: the divergence of trajectory {places[row]} of the "
+                f"batch at token {token} is not finite: {NOT_FINITE}"
             )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -326,20 +302,3 @@ class SADTrainer(Trainer):
                 f"{self.state.global_step}: {NOT_FINITE}"
             )
         return measured
-
-
-def _adapted(model: PreTrainedModel, peft_config: Any) -> Any:
-    try:
-        from peft import get_peft_model
-    except ImportError as error:
-        raise ValueError(
-            f"adapters need peft ({error}): expected `pip install 'sadkern[lora]'`"
-        ) from None
-    return get_peft_model(model, peft_config)
-
-
-def _projection(model: nn.Module) -> Projection:
-    try:
-        return head_projection(model)
-    except ValueError as error:
-        raise ValueError(f"{error}. Or projection=False, which takes its logits whole") from None

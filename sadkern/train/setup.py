@@ -1,0 +1,68 @@
+"""What a run's models and trajectories become before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch import nn
+from transformers import PreTrainedModel
+
+from sadkern.curriculum import difficulty
+from sadkern.forward import head_projection
+from sadkern.sides import Projection
+from sadkern.spans import ACT, REASON
+from sadkern.teacher import TeacherSource, mean_entropies
+from sadkern.train.config import SADConfig
+
+
+def check_one_device(args: SADConfig) -> None:
+    """ValueError: the Trainer would split batches among devices, `torch.nn.DataParallel`."""
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} devices, and rows cannot be split among them: "
+            "expected one process per device (start with `accelerate launch` or torchrun), or "
+            "one device (CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
+def adapted(model: PreTrainedModel, peft_config: Any) -> Any:
+    """With peft's adapters. ValueError: peft is not installed."""
+    try:
+        from peft import get_peft_model
+    except ImportError as error:
+        raise ValueError(
+            f"adapters need peft ({error}): expected `pip install 'sadkern[lora]'`"
+        ) from None
+    return get_peft_model(model, peft_config)
+
+
+def projection_of(model: nn.Module) -> Projection:
+    """`head_projection`, or what to do where there is none."""
+    try:
+        return head_projection(model)
+    except ValueError as error:
+        raise ValueError(f"{error}. Or projection=False, which takes its logits whole") from None
+
+
+def tell_difficulty(
+    examples: Sequence[dict[str, Any]], teacher: TeacherSource, args: SADConfig
+) -> None:
+    """Writes into each example how hard it is. Each rank asks the teacher about its share, and all
+    come to the same numbers."""
+    reason, act = (
+        [example["span_ids"].count(kind) for example in examples] for kind in (REASON, ACT)
+    )
+    entropy = None
+    if args.curriculum_weights[2]:
+        own = mean_entropies(
+            teacher, examples[args.process_index :: args.world_size],
+            batch_size=args.train_batch_size, device=args.device, temperature=args.temperature,
+            progress=args.process_index == 0 and not args.disable_tqdm,
+        )  # fmt: skip
+        each = gather_object([own])
+        entropy = [each[i % len(each)][i // len(each)] for i in range(len(examples))]
+    found = difficulty(reason, act, entropy, weights=args.curriculum_weights)
+    for example, hard in zip(examples, found, strict=True):
+        example["difficulty"] = hard
