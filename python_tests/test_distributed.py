@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from signal import SIGTERM
 
 import pytest
 import torch
 from small_models import small_model
 from test_train import assert_same, plainly, trainer_for
+
+from sadkern.train.script import last_checkpoint
 
 START = """
 import os, sys, torch
@@ -22,21 +26,27 @@ here, rank = Path(__file__).parent, int(os.environ["RANK"])
 student, teacher = (LlamaForCausalLM.from_pretrained(here / s) for s in ("student", "teacher"))
 examples = torch.load(here / "examples.pt")
 """
-TRAINER = """
-trainer = trainer_for(
-    here, student, teacher, examples, per_device_train_batch_size=2, gradient_accumulation_steps=2,
-    **SETTINGS,
-)
-trainer.train()
-if not rank:
-    found = {k.removeprefix("module."): g for k, g in trainer.gradients.steps[0].items()}
-    hard = [example.get("difficulty") for example in trainer.train_dataset]
-    torch.save((found, trainer.state.log_history[0], hard), here / "found.pt")
+ENDED = """
 accelerator = trainer.accelerator
 del trainer  # and end the threads between the two, which may abort the exit
 accelerator.free_memory()
 accelerator.end_training()
 """
+TRAINER = (
+    """
+trainer = trainer_for(
+    here, student, teacher, examples, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+    per_device_eval_batch_size=2, eval_dataset=examples[:5], **SETTINGS,
+)
+metrics = trainer.evaluate()
+trainer.train()
+if not rank:
+    found = {k.removeprefix("module."): g for k, g in trainer.gradients.steps[0].items()}
+    hard = [example.get("difficulty") for example in trainer.train_dataset]
+    torch.save((found, trainer.state.log_history[0], (hard, metrics)), here / "found.pt")
+"""
+    + ENDED
+)
 # The Trainer wraps a model so on accelerators alone.
 SHARDED = """
 import torch.distributed as dist
@@ -62,10 +72,27 @@ loss = supervised_loss(
 loss.backward()
 found = {name: p.grad.full_tensor() for name, p in student.named_parameters()}
 if not rank:
-    torch.save((found, {}, []), here / "found.pt")
+    torch.save((found, {}, None), here / "found.pt")
 dist.destroy_process_group()
 """
 EASY_FIRST = {"padding_free": True, "curriculum": "linear"}
+SIGNALLED = (
+    """
+import signal
+from transformers import TrainerCallback
+class Signal(TrainerCallback):
+    def on_step_begin(self, args, state, control, **kwargs):
+        if rank and state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+trainer = trainer_for(
+    here, student, teacher, examples, per_device_train_batch_size=2, max_steps=40,
+)
+trainer.add_callback(Signal())
+trainer.train()
+torch.save((trainer.state.global_step, trainer.stop.received), here / f"stopped{rank}.pt")
+"""
+    + ENDED
+)
 WRAPPED = {
     "ddp": "SETTINGS = {}" + TRAINER,
     "ddp, packed, easy ones first": f"SETTINGS = {EASY_FIRST}" + TRAINER,
@@ -81,8 +108,28 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, examples, wrapped):
     student.save_pretrained(tmp_path / "student")
     teacher.save_pretrained(tmp_path / "teacher")
     torch.save(examples, tmp_path / "examples.pt")
+    run(tmp_path, WRAPPED[wrapped])
+    found, entry, more = torch.load(tmp_path / "found.pt")
+    assert_same(found, gradient)
+    if not entry:
+        return
+    assert {key: entry[key] for key in logged} == pytest.approx(logged, rel=1e-5)
+    settings = EASY_FIRST if "easy" in wrapped else {}
+    alone = trainer_for(
+        tmp_path, student, teacher, examples, eval_dataset=examples[:5], **settings
+    )  # fmt: skip
+    hard, metrics = more
+    if settings:
+        expected = [example["difficulty"] for example in alone.train_dataset]
+        assert hard == pytest.approx(expected, rel=1e-4)
+    # Five trajectories are no multiple of what both take at a time.
+    measured = {k: x for k, x in alone.evaluate().items() if re.search("loss|/|entropy|tail", k)}
+    assert {key: metrics[key] for key in measured} == pytest.approx(measured, rel=1e-4)
+
+
+def run(tmp_path, source):
     script = tmp_path / "rank.py"
-    script.write_text(START + WRAPPED[wrapped])
+    script.write_text(START + source)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run(
         [*command, str(script), str(Path(__file__).parent)],
@@ -90,10 +137,13 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, examples, wrapped):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found, entry, hard = torch.load(tmp_path / "found.pt")
-    assert_same(found, gradient)
-    if entry:
-        assert {key: entry[key] for key in logged} == pytest.approx(logged, rel=1e-5)
-    if "easy" in wrapped:
-        alone = trainer_for(tmp_path, student, teacher, examples, **EASY_FIRST).train_dataset
-        assert hard == pytest.approx([example["difficulty"] for example in alone], rel=1e-4)
+
+
+def test_a_signal_to_one_process_stops_all_after_one_step(tmp_path, examples):
+    for seed, name in enumerate(("student", "teacher")):
+        small_model(seed).save_pretrained(tmp_path / name)
+    torch.save(examples, tmp_path / "examples.pt")
+    run(tmp_path, SIGNALLED)
+    # It came in the fourth step, which began before: the fifth is the first that all knew of.
+    assert [torch.load(tmp_path / f"stopped{rank}.pt") for rank in (0, 1)] == [(5, SIGTERM)] * 2
+    assert Path(last_checkpoint(tmp_path / "out")).name == "checkpoint-5"

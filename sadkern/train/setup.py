@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from sadkern.curriculum import difficulty
 from sadkern.forward import head_projection
@@ -44,6 +44,19 @@ def projection_of(model: nn.Module) -> Projection:
         return head_projection(model)
     except ValueError as error:
         raise ValueError(f"{error}. Or projection=False, which takes its logits whole") from None
+
+
+def forget_evaluation(trainer: Trainer) -> None:
+    """Has the model be wrapped by `train` though `evaluate` came first.
+
+    accelerate takes a model that it prepared for evaluation, unwrapped, as prepared for training
+    too: no rank would hear of another's gradient.
+    """
+    model: Any = trainer.model
+    wrapped = trainer.model_wrapped is not model
+    if not (wrapped or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+        model._is_accelerate_prepared = False
+        trainer.accelerator._models.clear()
 
 
 def tell_difficulty(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 logger = logging.getLogger(__name__)
@@ -18,14 +19,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 class StopOnSignal(TrainerCallback):
     """Ctrl-C, or a cluster's SIGTERM, ends the run after the step it is at, which is saved; a
-    second one at once."""
+    second one at once. Of several processes all end after the step that follows, if one got it."""
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.heard: Tensor | None = None
+        """of several processes: the largest that one of them had received when the step began"""
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.received = None
+        self.received = self.heard = None
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
             self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -44,7 +47,12 @@ class StopOnSignal(TrainerCallback):
         self._before = {}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        if self.received is not None:
+        known = self.received
+        if self.heard is not None:
+            # What came since is of the next step: another process may be through with this one.
+            known = int(self.heard.item()) or None
+        if known is not None:
+            self.received = known
             control.should_save = control.should_training_stop = True
         return control
 

@@ -26,7 +26,13 @@ from sadkern.train.in_backward import step_in_backward
 from sadkern.train.meter import SPANS, Meter
 from sadkern.train.progress import RichProgress
 from sadkern.train.segmentation import resegmented
-from sadkern.train.setup import adapted, check_one_device, projection_of, tell_difficulty
+from sadkern.train.setup import (
+    adapted,
+    check_one_device,
+    forget_evaluation,
+    projection_of,
+    tell_difficulty,
+)
 from sadkern.train.stopping import Randomness, StopOnSignal, save_last_step
 
 NOT_FINITE = (
@@ -210,6 +216,7 @@ class SADTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._meters["train"].begin()
         self._before_step = None
+        forget_evaluation(self)
         try:
             return super().train(*args, **kwargs)
         except Exception as error:
@@ -245,7 +252,10 @@ class SADTrainer(Trainer):
         ).to(device)
         ranks = self.args.world_size
         if ranks > 1:
-            counts = self.accelerator.gather(counts).view(ranks, -1).sum(0)
+            # A step's one message between ranks beside its gradient: signals go along.
+            told = torch.cat([counts, counts.new_tensor([self.stop.received or 0])])
+            each = self.accelerator.gather(told).view(ranks, -1)
+            counts, self.stop.heard = each[:, :-1].sum(0), each[:, -1].max()
         if self.args.loss_settings()["reduction"] == "token_mean":
             counts = counts.sum(0, keepdim=True)
         return counts / ranks
@@ -257,8 +267,15 @@ class SADTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
+        inputs = self._prepare_inputs(inputs)
+        ends = self.accelerator.gradient_state
+        if self.args.world_size > 1 and ends.end_of_dataloader and ends.remainder > 0:
+            # Ranks' last batches are filled up with trajectories that another one has already.
+            own = ends.remainder - self.args.process_index * self.args.eval_batch_size
+            rows = inputs["rows"]
+            inputs = {**inputs, "rows": rows[places(**inputs_of(inputs))[rows] < own]}
         with torch.no_grad():
-            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            loss = self.compute_loss(model, inputs)
         return loss, None, None
 
     def evaluation_loop(
