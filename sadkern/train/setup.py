@@ -54,7 +54,10 @@ def forget_evaluation(trainer: Trainer) -> None:
     """
     model: Any = trainer.model
     wrapped = trainer.model_wrapped is not model
-    if not (wrapped or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if trainer.args.world_size > 1 and not wrapped and not sharded:
+        # Without the autocast that it would else put around the forward a second time.
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         model._is_accelerate_prepared = False
         trainer.accelerator._models.clear()
 
