@@ -87,6 +87,14 @@ def test_killed_and_resumed_it_is_the_same(tmp_path, name):
     assert_same_run(resumed, whole)
 
 
+@pytest.fixture
+def _heeded():
+    """SIGINT does what it does in the foreground, also where the tests run in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Interrupted(TrainerCallback):
     """In the middle of a step; what Python's own handler would raise is not."""
 
@@ -98,6 +106,7 @@ class Interrupted(TrainerCallback):
             signal.raise_signal(self.number)  # to this thread: os.kill would let any have it
 
 
+@pytest.mark.usefixtures("_heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(tmp_path, number, caplog):
     whole = run(tmp_path / "whole", {})
@@ -111,9 +120,16 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(tmp_path, number
     assert_same_run(run(tmp_path / "stopped", {}, resume=True), whole)
 
 
+@pytest.mark.usefixtures("_heeded")
 def test_a_second_signal_ends_it_at_once(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, {}, Interrupted(signal.SIGINT), Interrupted(signal.SIGINT))
+
+
+@pytest.mark.usefixtures("_heeded")
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert run(tmp_path, {}, Interrupted(signal.SIGINT)).state.global_step == 12
 
 
 class Dying(OnlineTeacher):

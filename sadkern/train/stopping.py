@@ -30,7 +30,9 @@ class StopOnSignal(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.received = self.heard = None
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            # What is ignored stays so: a shell has Ctrl-C pass by what it runs in the background.
+            heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._receive) for number in heard}
 
     def _receive(self, number: int, _: Any) -> None:
         self.received = number
