@@ -105,10 +105,7 @@ WRAPPED = {
 def test_two_processes_give_the_gradient_of_one(tmp_path, examples, wrapped):
     student, teacher = small_model(0), small_model(1)
     _, gradient, logged = plainly(student, teacher, examples)
-    student.save_pretrained(tmp_path / "student")
-    teacher.save_pretrained(tmp_path / "teacher")
-    torch.save(examples, tmp_path / "examples.pt")
-    run(tmp_path, WRAPPED[wrapped])
+    run(tmp_path, WRAPPED[wrapped], student, teacher, examples)
     found, entry, more = torch.load(tmp_path / "found.pt")
     assert_same(found, gradient)
     if not entry:
@@ -127,7 +124,11 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, examples, wrapped):
     assert {key: metrics[key] for key in measured} == pytest.approx(measured, rel=1e-4)
 
 
-def run(tmp_path, source):
+def run(tmp_path, source, student, teacher, examples):
+    """Twice at once."""
+    student.save_pretrained(tmp_path / "student")
+    teacher.save_pretrained(tmp_path / "teacher")
+    torch.save(examples, tmp_path / "examples.pt")
     script = tmp_path / "rank.py"
     script.write_text(START + source)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -140,10 +141,7 @@ def run(tmp_path, source):
 
 
 def test_a_signal_to_one_process_stops_all_after_one_step(tmp_path, examples):
-    for seed, name in enumerate(("student", "teacher")):
-        small_model(seed).save_pretrained(tmp_path / name)
-    torch.save(examples, tmp_path / "examples.pt")
-    run(tmp_path, SIGNALLED)
+    run(tmp_path, SIGNALLED, small_model(0), small_model(1), examples)
     # It came in the fourth step, which began before: the fifth is the first that all knew of.
     assert [torch.load(tmp_path / f"stopped{rank}.pt") for rank in (0, 1)] == [(5, SIGTERM)] * 2
     assert Path(last_checkpoint(tmp_path / "out")).name == "checkpoint-5"

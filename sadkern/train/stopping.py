@@ -31,8 +31,8 @@ class StopOnSignal(TrainerCallback):
         self.received = self.heard = None
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers
             # What is ignored stays so: a shell has Ctrl-C pass by what it runs in the background.
-            heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-            self._before = {number: signal.signal(number, self._receive) for number in heard}
+            heeded = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._before = {number: signal.signal(number, self._receive) for number in heeded}
 
     def _receive(self, number: int, _: Any) -> None:
         self.received = number

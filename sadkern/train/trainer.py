@@ -198,18 +198,19 @@ class SADTrainer(Trainer):
 
         loss = supervised_loss(model, rows, loss_of, self._projection, **inputs_of(inputs))
         (out,) = found
-        self._check_finite(out, rows, places(**inputs_of(inputs)))
+        self._check_finite(out, inputs)
         mode = "train" if model.training else "eval"
         self._meters[mode].add(out, kinds, inputs, ce=bool(self.args.ce_weight), **extra)
         return (loss, out) if return_outputs else loss
 
-    def _check_finite(self, out: SpanLoss, rows: Tensor, places: Tensor) -> None:
+    def _check_finite(self, out: SpanLoss, inputs: dict[str, Tensor]) -> None:
         # On a device the look would make the host wait; there the meter's sums tell, when logged.
         if out.per_token.device.type == "cpu" and not out.per_token.isfinite().all():
-            row = rows[~out.per_token.isfinite()][0]
-            token = (places[:row] == places[row]).sum()
+            row = inputs["rows"][~out.per_token.isfinite()][0]
+            which = places(**inputs_of(inputs))
+            token = (which[:row] == which[row]).sum()
             raise FloatingPointError(
-                f"step {self.state.global_step}: the divergence of trajectory {places[row]} of the "
+                f"step {self.state.global_step}: the divergence of trajectory {which[row]} of the "
                 f"batch at token {token} is not finite: {NOT_FINITE}"
             )
 
