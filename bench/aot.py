@@ -46,7 +46,8 @@ TYPES = {
     "*fp32": "row_weights per_token cross_entropy teacher_entropy logprobs given_mass "
     "given_entropy tail_mass entropy lse factor",
     "*i64": "labels",
-    "*i32": "ids marks candidate_keys candidate_ids",
+    "*i32": "ids candidate_ids counters",
+    "*i8": "marks",
     "*u8": "supervised agreement",
     "fp32": "mix inv_temperature ce_weight inv_softcap",
 }
@@ -116,9 +117,12 @@ def cases(capability: tuple[int, int]) -> Iterator[Case]:
                 **dict.fromkeys(extras, True), "DIVERGENCE": name, "TAIL": tail, "K": k,
                 "HAS_GRADIENT": True, "HAS_MASS": True, "HAS_ENTROPY": True,
             }  # fmt: skip
-            yield _case(capability, "span_kl_topk", "span_kl_topk", vocab, dtype, dtype, constants)
+            yield _case(
+                capability, "span_kl_topk", "span_kl_topk", vocab, dtype, dtype, constants, k
+            )
     for dtype, vocab, k in product((BF16, FP16, FP32), (kept, wide, LONG), (64, 1024)):
-        yield _case(capability, "topk", "topk", vocab, dtype, dtype, backend.candidates_of(k))
+        constants = {"CANDIDATES": backend.candidates_of(k)}
+        yield _case(capability, "topk", "topk", vocab, dtype, dtype, constants, k)
     for dtype in NAMES:
         yield _case(capability, "scale", "scale", LONG, dtype, dtype, {})
 
@@ -131,6 +135,7 @@ def _case(
     dtype: torch.dtype,
     gradient: torch.dtype,
     constants: dict[str, Any],
+    tokens: int = 0,
 ) -> Case:
     logits, dlogits = (torch.empty(1, vocab, dtype=x, device="meta") for x in (dtype, gradient))
     types = {
@@ -144,7 +149,7 @@ def _case(
         capability,
         kernel,
         NAMES[dtype] + (f", gradient {NAMES[gradient]}" if gradient is not dtype else ""),
-        plans.choose(kind, capability, vocab, logits, dlogits),
+        plans.choose(kind, capability, vocab, logits, dlogits, tokens=tokens),
         constants,
         {name: f"*{NAMES[x]}" for name, x in types.items()},
     )
@@ -154,7 +159,7 @@ def compiled(case: Case) -> Usage:
     """What the kernel takes."""
     kernel = import_module(f"sadkern.backends.triton.{case.kernel}").kernel
     plan = case.plan._asdict()
-    warps = plan.pop("num_warps")
+    options = {"num_warps": plan.pop("num_warps"), "maxnreg": plan.pop("maxnreg")}
     constants = {x: y for x, y in plan.items() if x in kernel.arg_names} | case.constants
     if not constants.get("HAS_LABELS", True):
         constants["labels"] = None
@@ -172,7 +177,7 @@ def compiled(case: Case) -> Usage:
     made = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", 10 * major + minor, 32),
-        options={"num_warps": warps, **backend.OPTIONS},
+        options={**options, **backend.OPTIONS},
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])

@@ -8,10 +8,11 @@ it, and not a time.
 A line of the table is a call, forward and backward, in bytes per entry of the student's logits
 (of logits x logits: per pair).
 
-- reads of a logit, on average of both sides: 1 where a row is kept on chip, else one a sweep.
+- reads of a logit, on average of both sides: 1 where a row is kept on chip, else one a sweep. With
+  them go those of the map of a top-k teacher's tokens, a byte an entry, which a cache holds. (A
+  program zeroes its map before its first row. Here that is every row or so; on a device it is few.)
 - again: what more elements of an instruction ask for of an address that it has named, which costs
-  no memory traffic: words of the map of a top-k teacher's tokens. (A program zeroes its map before
-  its first row. Here that is every row or so; on a device it is few.)
+  no memory traffic.
 - PyTorch: not counted but computed, the least that what must run around the kernels can move, each
   operator reading its operands and writing its result once. Liger's kernels take log-probabilities:
   log_softmax of both sides and its backward, in the logits' dtype, and for its jsd a copy of the

@@ -68,13 +68,26 @@ def test_dtypes_of_tiles_and_their_gradient(dtype, monkeypatch):
 
 def test_the_budget_counts_a_gradients_tile_of_its_own():
     rows, vocab = torch.arange(3000, device="meta"), 32000
-    parts = list(projection.chunks(reference, rows, vocab, 2, torch.float32, None, torch.bfloat16))
+    given = (reference, rows, vocab, 2, torch.float32, None, 64 << 20, torch.bfloat16)
+    parts = list(projection.chunks(*given))
     for chunk, both, gradient in parts:
         assert gradient.shape == (len(chunk), vocab)
         assert gradient.dtype is torch.bfloat16
         entries = both.stride(0) * 2
         assert 4 * entries + 2 * entries // 2 <= 64 << 20
     assert sum(len(chunk) for chunk, _, _ in parts) == 3000
+
+
+def test_tiles_grow_with_the_sums_that_every_chunk_reads_and_writes():
+    sums = 4 * 128256 * 4096
+    assert projection.tile_bytes("cuda") == projection.tile_bytes("cuda", 1 << 20) == 256 << 20
+    assert projection.tile_bytes("cuda", sums) == sums // 2
+    assert projection.tile_bytes("cpu", sums) == 64 << 20
+    weight = torch.empty(128256, 4096, dtype=torch.bfloat16, device="meta")
+    hidden = torch.empty(5, 4096, dtype=torch.bfloat16, device="meta")
+    side = Projection(hidden, weight)
+    assert tiles.tiles_of(side, 128256, torch.float32, (None, weight, None)).summed_bytes == sums
+    assert tiles.tiles_of(side, 128256, torch.float32).summed_bytes == 0
 
 
 WAITS = {
@@ -149,7 +162,7 @@ def kernels_left_out(monkeypatch):
     for name in ("span_kl", "span_kl_topk", "topk"):
         monkeypatch.setattr(getattr(backend, name), "kernel", Left(name))
     monkeypatch.setattr(backend.plans, "capability_of", lambda device: (8, 6))
-    monkeypatch.setattr(backend.plans, "programs_on", lambda device: 168)
+    monkeypatch.setattr(backend.plans, "programs_on", lambda device, warps: 168)
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **options: nullcontext())
     monkeypatch.setattr(tiles, "multiplies_halves", lambda device: True)
     monkeypatch.setattr(torch, "addmm", lambda *arguments, out, **options: out)

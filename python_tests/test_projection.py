@@ -148,7 +148,7 @@ def test_tiles_are_supervised_rows_in_memory_that_is_reused(monkeypatch):
 def test_both_tiles_fit_the_budget_by_default(vocab, sides, rows):
     parts = []
     for chunk, tiles, gradient in projection.chunks(
-        native, torch.arange(rows), vocab, sides, torch.float32, None, torch.float32
+        native, torch.arange(rows), vocab, sides, torch.float32, None, 64 << 20, torch.float32
     ):
         parts.append(len(chunk))
         assert tiles.shape == (sides, len(chunk), vocab)

@@ -24,6 +24,7 @@ from bench.traffic import counted
 from sadkern import TopK, backends, span_kl, topk_logprobs
 from sadkern.backends.triton import divergence as of
 from sadkern.backends.triton import plans
+from sadkern.backends.triton import row as rows
 
 FP32, BF16, FP16 = torch.float32, *HALVES
 # (V, dtype, most bytes of a row that are kept), in tiles of 128 entries, so that there are several,
@@ -54,7 +55,7 @@ def ways_and_cases(everywhere, typically):
 def way(request, monkeypatch):
     """V and a dtype, in each way."""
     vocab, dtype, kept = WAYS[request.param]
-    small = {key: choice._replace(tile=128) for key, choice in plans.SM_80.items()}
+    small = {key: choice._replace(tile=128, group=2) for key, choice in plans.SM_80.items()}
     monkeypatch.setitem(plans.TABLES, plans.OLDEST, small)
     monkeypatch.setattr(plans, "ON_CHIP", dict.fromkeys(plans.ON_CHIP, kept))
     return vocab, dtype
@@ -69,7 +70,8 @@ def test_ways_are_what_they_say(way, request):
     vocab, dtype = way
     name = request.node.callspec.params["way"]
     plan = plans.choose("state", plans.OLDEST, vocab, torch.empty(2, vocab, dtype=dtype))
-    tiles = -(-vocab // 128) if name.startswith("kept") else 0
+    group = 2 if vocab > 128 else 1
+    tiles = group * -(-vocab // (128 * group)) if name.startswith("kept") else 0
     assert plan[:2] == (128, tiles)
     assert plan.PACKED is ("packed" in name)
 
@@ -282,73 +284,56 @@ def test_precision_of_real_vocabularies(name, vocab):
         check_selection(s, 64, topk_logprobs(s, 64, backend="triton"))
 
 
-def test_merging_states_is_associative_and_has_an_identity():
-    """As of the compiled core's: the state of a whole is the merge of its parts'."""
+def test_a_state_is_that_of_its_row_however_it_is_cut_into_groups():
+    """In every order, with groups that one side bans whole, and with nothing."""
     generator = torch.Generator().manual_seed(3)
-    s, t = (30 * torch.randn(90, generator=generator, dtype=torch.float64) for _ in range(2))
-    s[:5], t[40:45] = -torch.inf, -torch.inf
-    cuts = [(5, 31), (31, 40), (45, 90)]
-    whole = torch.cat([torch.arange(i, j) for i, j in cuts])
-    fields = merged_states(s, t, cuts)
-    expected = state(s[whole], t[whole], 1 / 1.5)
-    for got in fields[:3]:
-        torch.testing.assert_close(got, expected, rtol=2e-6, atol=2e-6)
-    assert torch.equal(fields[3], fields[4])
+    s, t = (30 * torch.randn(4, 16, generator=generator, dtype=torch.float64) for _ in range(2))
+    s[0, 8:], t[0, 8:], t[2], s[3] = -torch.inf, -torch.inf, -torch.inf, -torch.inf
+    t[3] -= 3000  # the weight of what the student bans is 0
+    expected = state(s.reshape(-1), t.reshape(-1), 1 / 1.5)
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        for group in (1, 2, 4):
+            out = torch.empty(10)
+            state_kernel[(1,)](
+                s[order].float(), t[order].float(), out, 1 / 1.5, group, 4 // group, 16
+            )
+            torch.testing.assert_close(out, expected, rtol=2e-6, atol=2e-6)
 
 
 def state(s, t, inv_temperature):
     """The fields of `RowState`, by their definitions."""
-    x_s, x_t = (s - s.max()) * inv_temperature, (t - t.max()) * inv_temperature
-    e_s, e_t = x_s.exp(), x_t.exp()
+    x_s, x_t = s - s.max(), t - t.max()
+    e_s, e_t = (x_s * inv_temperature).exp(), (x_t * inv_temperature).exp()
     s_of_top_t, t_of_top_s = s[t == t.max()].max(), t[s == s.max()].max()
-    y_s, y_t = (s - s_of_top_t) * inv_temperature, (t - t_of_top_s) * inv_temperature
     parts = [
         s.max(), e_s.sum(), t.max(), e_t.sum(), torch.where(e_t > 0, e_t * x_t, 0.0).sum(),
-        torch.where(e_t > 0, e_t * (x_t - y_s), 0.0).sum(),
-        torch.where(e_s > 0, e_s * (x_s - y_t), 0.0).sum(), (s - s.max()).exp().sum(),
+        torch.where(e_t > 0, e_t * (x_t - (s - s_of_top_t)), 0.0).sum(),
+        torch.where(e_s > 0, e_s * (x_s - (t - t_of_top_s)), 0.0).sum(), x_s.exp().sum(),
         s_of_top_t, t_of_top_s,
     ]  # fmt: skip
     return torch.stack(parts).float()
 
 
 @triton.jit
-def get(parts, i: tl.constexpr):
-    parts += 10 * i
-    return of.RowState(
-        tl.load(parts), tl.load(parts + 1), tl.load(parts + 2), tl.load(parts + 3),
-        tl.load(parts + 4), tl.load(parts + 5), tl.load(parts + 6), tl.load(parts + 7),
-        tl.load(parts + 8), tl.load(parts + 9),
-    )  # fmt: skip
-
-
-@triton.jit
-def put(out, i: tl.constexpr, state):
+def state_kernel(s, t, out, inv_temperature, GROUP: tl.constexpr, GROUPS: tl.constexpr,
+                 TILE: tl.constexpr):  # fmt: skip
+    a = of.empty_state(TILE)
+    for k in tl.static_range(GROUPS):
+        begin = k * GROUP * TILE
+        group_s = rows.fetch(s, begin, GROUPS * GROUP * TILE, TILE, GROUP, False)
+        group_t = rows.fetch(t, begin, GROUPS * GROUP * TILE, TILE, GROUP, False)
+        a = of.with_group(
+            a, group_s, group_t, inv_temperature * rows.LOG2_E, "forward_kl", True, TILE
+        )
+    a = of.whole(a)
     for field in tl.static_range(10):
-        tl.store(out + 10 * i + field, state[field])
-
-
-@triton.jit
-def merged_kernel(parts, out):
-    a, b, c = get(parts, 0), get(parts, 1), get(parts, 2)
-    put(out, 0, of.merge(of.merge(a, b, 1 / 1.5), c, 1 / 1.5))
-    put(out, 1, of.merge(a, of.merge(b, c, 1 / 1.5), 1 / 1.5))
-    put(out, 2, of.merge(c, of.merge(b, a, 1 / 1.5), 1 / 1.5))
-    put(out, 3, of.merge(a, of.empty_state(), 1 / 1.5))
-    put(out, 4, a)
+        tl.store(out + field, a[field])
 
 
 @triton.jit
 def log_kernel(x, out, N: tl.constexpr):
     at = tl.arange(0, N)
     tl.store(out + at, of.log(tl.load(x + at)))
-
-
-def merged_states(s, t, cuts):
-    """[5, 10]: (ab)c, a(bc), c(ba), a with the empty state, and a."""
-    parts = [state(s[i:j], t[i:j], 1 / 1.5).tolist() for i, j in cuts]
-    out = torch.empty(5, 10)
-    merged_kernel[(1,)](torch.tensor(parts), out)
-    return out
 
 
 def test_wrong_ids_make_their_row_nan_where_nothing_can_be_raised(monkeypatch):

@@ -29,7 +29,10 @@ from sadkern.sides import (
 )
 from sadkern.tiles import tiles_of
 
-TILE_BYTES = {"cuda": 256 << 20}  # of both tiles together
+TILE_BYTES = 256 << 20  # of a chunk's tiles together
+# Of the bytes that the weight's gradient takes while it is summed up, if that is more: every chunk
+# reads and writes those once, which tiles as large as this have hidden behind their own products.
+SHARE_OF_SUMS = 0.5
 TILE_BYTES_ELSEWHERE = 64 << 20
 # BLAS packs the weight anew for every so many rows (MKL: about 180), so that a chunk of a few more
 # pays for twice as many: multiples cost a row least.
@@ -83,9 +86,10 @@ def divergence_rows(
     values = RowValues(*(flat_weights.new_zeros(len(flat_weights), dtype=x) for x in of_value))
     wants_gradient = any(gradient is not None for gradient in gradients)
     sides = 1 if isinstance(t, TopK) else 2
+    budget = tile_bytes(rows.device.type, s.summed_bytes)
     with torch.autocast(rows.device.type, enabled=False):
         for chunk, tiles, dtile in chunks(
-            backend, rows, vocab, sides, wide, chunk_rows, s.gradient_dtype
+            backend, rows, vocab, sides, wide, chunk_rows, budget, s.gradient_dtype
         ):
             tile, weights = s.fill(chunk, tiles[0]), flat_weights[chunk]
             found = backend.divergence_rows(
@@ -108,6 +112,14 @@ def divergence_rows(
     return RowValues(*(value.view(supervised.shape) for value in values))
 
 
+def tile_bytes(kind: str, summed: int = 0) -> int:
+    """How many bytes of tiles a chunk may take on that kind of device; `summed` are those of the
+    weight's gradient."""
+    if kind != "cuda":
+        return TILE_BYTES_ELSEWHERE
+    return max(TILE_BYTES, int(SHARE_OF_SUMS * summed))
+
+
 def chunks(
     backend: ModuleType,
     rows: Tensor,  # [M]
@@ -115,6 +127,7 @@ def chunks(
     sides: int,
     dtype: torch.dtype,
     chunk_rows: int | None,
+    budget: int,  # bytes, where the rows are not given
     gradient_dtype: torch.dtype,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Parts of `rows` of nearly equal length [C], each with its tiles [sides, C, vocab] and one for
@@ -125,7 +138,6 @@ def chunks(
     stride = (-(-vocab // line) | 1) * line
     most = chunk_rows
     if most is None:
-        budget = TILE_BYTES.get(rows.device.type, TILE_BYTES_ELSEWHERE)
         entry = sides * dtype.itemsize
         if gradient_dtype != dtype:
             entry += gradient_dtype.itemsize
@@ -152,5 +164,6 @@ def logit_tiles(
     rows = torch.arange(rows_of(source).numel(), device=first_tensor(source).device)
     side = tiles_of(source, vocab, dtype)
     with torch.autocast(rows.device.type, enabled=False):
-        for chunk, tiles, _ in chunks(backend, rows, vocab, 1, dtype, chunk_rows, dtype):
+        budget = tile_bytes(rows.device.type)
+        for chunk, tiles, _ in chunks(backend, rows, vocab, 1, dtype, chunk_rows, budget, dtype):
             yield side.fill(chunk, tiles[0])

@@ -60,6 +60,7 @@ class LogitRows:
     def __init__(self, logits: Tensor, vocab: int, dtype: torch.dtype, gradient: Tensor | None):
         self.logits, self.vocab, self.gradient = logits, vocab, gradient
         self.gradient_dtype = dtype
+        self.summed_bytes = 0
 
     def _at(self, rows: Tensor) -> tuple[Tensor, ...]:
         # Not flattened: that would copy logits that are a slice. (torch.unravel_index would make a
@@ -103,6 +104,7 @@ class Head:
         self.dweight, self.dbias = (
             x if x is None or x.dtype == dtype else torch.empty_like(x, dtype=dtype) for x in rest
         )
+        self.summed_bytes = 0 if self.dweight is None else self.dweight.nbytes
         self.first = True
         given = self.weight.dtype
         as_given = given == self.hidden.dtype and multiplies_halves(self.weight.device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.common import Run, copying, name_of
 from bench.gpu.problems import BETA, eager, eager_topk
 from sadkern import Projection, backends, span_kl, topk_logprobs
-from sadkern.projection import TILE_BYTES
+from sadkern.projection import tile_bytes
 
 PARTS = ("logits", "projection", "topk-teacher", "topk")
 NEEDS = {"Liger": "liger_kernel", "TRL": "trl"}  # first word of a contestant -> its module
@@ -59,7 +59,7 @@ class Case:
             student, teacher = self.widths
             inputs = (self.rows + self.vocab) * (student + teacher) * size
             gradients = (self.rows + self.vocab) * student * size + 4 * self.vocab * student
-            own = inputs + gradients + TILE_BYTES["cuda"]
+            own = inputs + gradients + tile_bytes("cuda", 4 * self.vocab * student)
         elif self.part == "topk":
             own = logits * size + likely
         else:
@@ -111,19 +111,11 @@ def missing(name: str) -> str | None:
     return module if module and find_spec(module) is None else None
 
 
-def sweeps(case: Case, tiles: int) -> int:
-    """How often a kernel reads its rows: once where `tiles` of them are kept on chip."""
-    if tiles:
-        return 1
-    return 2 if case.part != "logits" or case.divergence in ("forward_kl", "reverse_kl") else 3
-
-
-def bytes_moved(case: Case, tiles: int) -> int:
-    """That a kernel must move: logits in each sweep, the gradient once, a top-k's few numbers."""
-    sides = 2 if case.part == "logits" else 1
-    written = 0 if case.part == "topk" else 1
-    wide = case.rows * case.vocab * case.dtype.itemsize
-    return wide * (sides * sweeps(case, tiles) + written) + 8 * case.rows * case.k
+def bytes_moved(case: Case) -> int:
+    """The least that a kernel must move: each logit once, its gradient once, a top-k's few numbers.
+    (What it reads again may come from a cache.)"""
+    tensors = {"logits": 3, "topk-teacher": 2, "topk": 1}[case.part]
+    return tensors * case.rows * case.vocab * case.dtype.itemsize + 8 * case.rows * case.k
 
 
 def tiles_of(case: Case, logits: list[Tensor]) -> int | None:

@@ -9,18 +9,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from sadkern.backends import reference
 from sadkern.backends.kernels import contiguous, empty_values, refuses
 from sadkern.backends.reference import RowValues, empty
-from sadkern.backends.triton import plans, scale, span_kl, span_kl_topk, topk
+from sadkern.backends.triton import plans, row, scale, span_kl, span_kl_topk, topk
 from sadkern.sides import TopK, empty_topk
 
 __all__ = ["divergence_rows", "empty", "scale_", "serves", "topk_rows"]
 
-INTERPRETED = not isinstance(span_kl.kernel, triton.JITFunction)
+INTERPRETED = row.INTERPRETED.value
 MOST_TOKENS = 1024  # of a top-k teacher: they are held in registers
 # As the interpreter computes: products and sums are rounded each, where a kernel says no other.
 OPTIONS = {"enable_fp_fusion": False}
@@ -126,11 +125,11 @@ def _span_kl_topk(
     reference.check_distinct(teacher.ids, supervised)
     if not count:
         return
-    programs = min(count, plans.programs_on(s.device))
-    plan = plans.choose("span_kl_topk", plans.capability_of(s.device), vocab, s, d)
-    # Whole tiles of marks are read.
-    words = -(-vocab // plan.TILE) * (plan.TILE // 32)
-    marks = torch.empty((programs, words), dtype=torch.int32, device=s.device)
+    plan = plans.choose("span_kl_topk", plans.capability_of(s.device), vocab, s, d, tokens=k)
+    programs = min(count, plans.programs_on(s.device, plan.num_warps))
+    width = plan.GROUP * plan.TILE  # of marks, too, whole groups are read
+    room = -(-vocab // width) * width
+    marks = torch.empty((programs, room), dtype=torch.int8, device=s.device)
     span_kl_topk.kernel[(programs,)](
         **common,
         ids=contiguous(teacher.ids, torch.int32),
@@ -140,7 +139,7 @@ def _span_kl_topk(
         marks=marks,
         n=count,
         k=k,
-        words=words,
+        room=room,
         vocab=vocab,
         TAIL=tail,
         HAS_MASS=teacher.tail_mass is not None,
@@ -159,21 +158,19 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     if not count:
         return found
     x = _addressed(logits)
-    plan = plans.choose("topk", plans.capability_of(device), vocab, x)
-    programs = min(count, plans.programs_on(device))
-    constants = candidates_of(k)
-    room = (2, programs, constants["CANDIDATES"])
-    candidate_keys, candidate_ids = torch.empty(room, dtype=torch.int32, device=device)
+    candidates = candidates_of(k)
+    plan = plans.choose("topk", plans.capability_of(device), vocab, x, tokens=k)
+    programs = min(count, plans.programs_on(device, plan.num_warps))
     topk.kernel[(programs,)](
         **_rows("logits", x),
         **vars(found),
-        candidate_keys=candidate_keys,
-        candidate_ids=candidate_ids,
+        candidate_ids=torch.empty((programs, candidates), dtype=torch.int32, device=device),
+        counters=torch.zeros(programs, dtype=torch.int32, device=device),
         n=count,
         k=k,
         vocab=vocab,
         inv_temperature=1 / temperature,
-        **constants,
+        CANDIDATES=candidates,
         **plan._asdict(),
         **OPTIONS,
     )
@@ -200,10 +197,9 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
         gradient.copy_(x)
 
 
-def candidates_of(k: int) -> dict[str, int]:
-    """Of the selection's kernel: how many entries it ranks, and against how many at a time."""
-    candidates = 2 * max(32, plans.power_of_two(k))
-    return {"CANDIDATES": candidates, "TOGETHER": max(2, min(32, 4096 // candidates))}
+def candidates_of(k: int) -> int:
+    """How many entries the selection sorts."""
+    return 2 * max(32, plans.power_of_two(k))
 
 
 def _addressed(logits: Tensor) -> Tensor:

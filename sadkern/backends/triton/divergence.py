@@ -1,8 +1,9 @@
 """The mathematics of one row, as csrc/divergence.h has it: the state that merges, and what each
 divergence takes from one vocabulary entry. Everything is fp32.
 
-Notation: s, t student and teacher logits, x_s, x_t the same less their maximum and divided by the
-temperature; q = softmax(s), p = softmax(t).
+Notation: s, t student and teacher logits, x_s, x_t the same less their maximum; q = softmax(s / T),
+p = softmax(t / T) at the temperature T, of which `inv_temperature` is 1 / T and `rate` log2(e) / T:
+e^(x / T) is 2^(x rate).
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import NamedTuple
 
 import triton
 import triton.language as tl
+
+from sadkern.backends.triton import row as rows
 
 FORWARD_KL: tl.constexpr = tl.constexpr("forward_kl")
 REVERSE_KL: tl.constexpr = tl.constexpr("reverse_kl")
@@ -21,26 +24,28 @@ TVD: tl.constexpr = tl.constexpr("tvd")
 
 
 class RowState(NamedTuple):
-    """What one read of a part of a row leaves behind. Moments are centred on its own maxima, those
-    of a difference on both sides' logits of that token which is likeliest on the side that weighs:
-    where it has all of the weight, the difference is then exact."""
+    """What was read of a row leaves behind. Moments are centred on its maxima, those of a
+    difference on both sides' logits of that token which is likeliest on the side that weighs: where
+    it has all of the weight, the difference is then exact. Sums are of each lane's entries until
+    `whole` adds them up."""
 
     top_s: tl.tensor  # max s
-    sum_s: tl.tensor  # sum e^x_s
+    sum_s: tl.tensor  # sum e^(x_s / T)
     top_t: tl.tensor  # max t
-    sum_t: tl.tensor  # sum e^x_t
-    ent_t: tl.tensor  # sum e^x_t x_t
-    cross_t: tl.tensor  # sum e^x_t (x_t - y_s), y_s of s - s_of_top_t as x_s of s - top_s
-    cross_s: tl.tensor  # sum e^x_s (x_s - y_t), y_t of t - t_of_top_s
-    sum_h: tl.tensor  # sum e^(x_s temperature): the student at temperature 1, for hard labels
+    sum_t: tl.tensor  # sum e^(x_t / T)
+    ent_t: tl.tensor  # sum e^(x_t / T) x_t
+    cross_t: tl.tensor  # sum e^(x_t / T) (x_t - y_s), y_s = s - s_of_top_t
+    cross_s: tl.tensor  # sum e^(x_s / T) (x_s - y_t), y_t = t - t_of_top_s
+    sum_h: tl.tensor  # sum e^x_s: the student at temperature 1, for hard labels
     s_of_top_t: tl.tensor  # max s among the entries at max t: max s, if both have the same top
     t_of_top_s: tl.tensor  # max t among the entries at max s
 
 
 @triton.jit
-def empty_state():
+def empty_state(TILE: tl.constexpr):
     inf = float("inf")
-    return RowState(-inf, 0.0, -inf, 0.0, 0.0, 0.0, 0.0, 0.0, -inf, -inf)
+    none = rows.no_sums(TILE)
+    return RowState(-inf, none, -inf, none, none, none, none, none, -inf, -inf)
 
 
 @triton.jit
@@ -62,10 +67,10 @@ def below(part, whole):
 
 
 @triton.jit
-def recentred(moment, total, by, scale):
-    """sum e^x y of a part, whose sum of e^x is `total`, after `by` is added to y and e^x is
-    multiplied by `scale`. A part that has no weight then has no moment, and `by` may be -inf.
-    (Not `> 0`: a NaN must come through.)"""
+def moved(moment, total, by, scale):
+    """sum e y of a part, whose sum of e is `total`, after `by` is added to y and e is multiplied by
+    `scale`. A part that has no weight then has no moment, and `by` may be -inf. (Not `> 0`: a NaN
+    must come through.)"""
     return tl.where(total * scale == 0, 0.0, (moment + total * by) * scale)
 
 
@@ -89,43 +94,57 @@ def log(x):
 
 
 @triton.jit
-def state_of(s, t, inv_temperature, DIVERGENCE: tl.constexpr, SOFTEN: tl.constexpr):
-    """The state of a tile, in the moments that DIVERGENCE needs."""
-    top_s, top_t = tl.max(s), tl.max(t)
-    s_of_top_t = tl.max(tl.where(t == top_t, s, -float("inf")))
-    t_of_top_s = tl.max(tl.where(s == top_s, t, -float("inf")))
-    x_s = (s - finite(top_s)) * inv_temperature
-    x_t = (t - finite(top_t)) * inv_temperature
-    e_s, e_t = tl.exp(x_s), tl.exp(x_t)
-    cross_t = 0.0
-    cross_s = 0.0
-    sum_h = 0.0
-    if DIVERGENCE == FORWARD_KL or DIVERGENCE == REVERSE_KL or DIVERGENCE == TVD:
-        y_s = (s - finite(s_of_top_t)) * inv_temperature
-        y_t = (t - finite(t_of_top_s)) * inv_temperature
-        cross_t = tl.sum(times_unless_zero(e_t, x_t - y_s))
-        cross_s = tl.sum(times_unless_zero(e_s, x_s - y_t))
+def pair_max(a_s, a_t, b_s, b_t):
+    return tl.maximum(a_s, b_s), tl.maximum(a_t, b_t)
+
+
+@triton.jit
+def tops_of(group_s, group_t, TILE: tl.constexpr):
+    """Both maxima, for which the warps meet once."""
+    s, t = group_s[0], group_t[0]
+    for i in tl.static_range(1, len(group_s)):
+        s, t = pair_max(s, t, group_s[i], group_t[i])
+    return tl.reduce((tl.reshape(s, [TILE]), tl.reshape(t, [TILE])), 0, pair_max)
+
+
+@triton.jit
+def with_group(a, group_s, group_t, rate, DIVERGENCE: tl.constexpr, SOFTEN: tl.constexpr,
+               TILE: tl.constexpr):  # fmt: skip
+    """The state `a` after another group of wide tiles, in the moments that DIVERGENCE needs."""
+    CROSS: tl.constexpr = DIVERGENCE == FORWARD_KL or DIVERGENCE == REVERSE_KL or DIVERGENCE == TVD
+    highest_s, highest_t = tops_of(group_s, group_t, TILE)
+    if (highest_s >= a.top_s) | (highest_t >= a.top_t):  # as few groups have it
+        a = recentred(a, group_s, group_t, highest_s, highest_t, rate, CROSS, SOFTEN)
+    for i in tl.static_range(len(group_s)):
+        a = with_tile(a, group_s[i], group_t[i], rate, CROSS, SOFTEN, TILE)
+    return a
+
+
+@triton.jit
+def with_tile(a, s, t, rate, CROSS: tl.constexpr, SOFTEN: tl.constexpr, TILE: tl.constexpr):
+    """The state `a` after another tile that is nowhere above its maxima."""
+    x_s, x_t = s - finite(a.top_s), t - finite(a.top_t)
+    e_s, e_t = rows.exp2(x_s * rate), rows.exp2(x_t * rate)
+    cross_t, cross_s, sum_h = a.cross_t, a.cross_s, a.sum_h
+    if CROSS:
+        y_s, y_t = s - finite(a.s_of_top_t), t - finite(a.t_of_top_s)
+        cross_t += rows.by_lane(times_unless_zero(e_t, x_t - y_s), TILE)
+        cross_s += rows.by_lane(times_unless_zero(e_s, x_s - y_t), TILE)
     if SOFTEN:
-        sum_h = tl.sum(tl.exp(s - finite(top_s)))
+        sum_h += rows.by_lane(rows.exp2(x_s * rows.LOG2_E), TILE)
     return RowState(
-        top_s, tl.sum(e_s), top_t, tl.sum(e_t), tl.sum(times_unless_zero(e_t, x_t)),
-        cross_t, cross_s, sum_h, s_of_top_t, t_of_top_s,
+        a.top_s, a.sum_s + rows.by_lane(e_s, TILE), a.top_t, a.sum_t + rows.by_lane(e_t, TILE),
+        a.ent_t + rows.by_lane(times_unless_zero(e_t, x_t), TILE),
+        cross_t, cross_s, sum_h, a.s_of_top_t, a.t_of_top_s,
     )  # fmt: skip
 
 
 @triton.jit
-def merge(a, b, inv_temperature):
-    """Associative and commutative up to rounding; the empty state is its identity."""
-    top_s, top_t = tl.maximum(a.top_s, b.top_s), tl.maximum(a.top_t, b.top_t)
-    s_of_top_t = tl.maximum(among_tops(a.top_t, top_t, a.s_of_top_t),
-                            among_tops(b.top_t, top_t, b.s_of_top_t))  # fmt: skip
-    t_of_top_s = tl.maximum(among_tops(a.top_s, top_s, a.t_of_top_s),
-                            among_tops(b.top_s, top_s, b.t_of_top_s))  # fmt: skip
-    a = moved(a, top_s, top_t, s_of_top_t, t_of_top_s, inv_temperature)
-    b = moved(b, top_s, top_t, s_of_top_t, t_of_top_s, inv_temperature)
+def whole(a):
+    """The state with its lanes added up."""
     return RowState(
-        top_s, a.sum_s + b.sum_s, top_t, a.sum_t + b.sum_t, a.ent_t + b.ent_t,
-        a.cross_t + b.cross_t, a.cross_s + b.cross_s, a.sum_h + b.sum_h, s_of_top_t, t_of_top_s,
+        a.top_s, tl.sum(a.sum_s), a.top_t, tl.sum(a.sum_t), tl.sum(a.ent_t), tl.sum(a.cross_t),
+        tl.sum(a.cross_s), tl.sum(a.sum_h), a.s_of_top_t, a.t_of_top_s,
     )  # fmt: skip
 
 
@@ -136,20 +155,29 @@ def among_tops(own, top, other):
 
 
 @triton.jit
-def moved(a, top_s, top_t, s_of_top_t, t_of_top_s, inv_temperature):
-    """The state `a` with its moments centred on those of a whole that it is a part of."""
+def recentred(a, group_s, group_t, highest_s, highest_t, rate, CROSS: tl.constexpr,
+              SOFTEN: tl.constexpr):  # fmt: skip
+    """The state `a` with its moments centred on the maxima of it and a group together."""
+    top_s, top_t = tl.maximum(a.top_s, highest_s), tl.maximum(a.top_t, highest_t)
     lower_s, lower_t = below(a.top_s, top_s), below(a.top_t, top_t)
-    shift_s, shift_t = lower_s * inv_temperature, lower_t * inv_temperature
-    scale_s, scale_t = tl.exp(shift_s), tl.exp(shift_t)
-    sum_s, sum_t = a.sum_s * scale_s, a.sum_t * scale_t
-    other_s = (finite(a.s_of_top_t) - finite(s_of_top_t)) * inv_temperature
-    other_t = (finite(a.t_of_top_s) - finite(t_of_top_s)) * inv_temperature
-    ent_t = recentred(a.ent_t, a.sum_t, shift_t, scale_t)
-    cross_t = recentred(a.cross_t, a.sum_t, shift_t - other_s, scale_t)
-    cross_s = recentred(a.cross_s, a.sum_s, shift_s - other_t, scale_s)
-    sum_h = tl.where(sum_s == 0, 0.0, a.sum_h * tl.exp(lower_s))
+    scale_s, scale_t = rows.exp2(lower_s * rate), rows.exp2(lower_t * rate)
+    s_of_top_t = among_tops(a.top_t, top_t, a.s_of_top_t)
+    t_of_top_s = among_tops(a.top_s, top_s, a.t_of_top_s)
+    for i in tl.static_range(len(group_s)):
+        s, t = group_s[i], group_t[i]
+        s_of_top_t = tl.maximum(s_of_top_t, tl.max(among_tops(t, top_t, s)))
+        t_of_top_s = tl.maximum(t_of_top_s, tl.max(among_tops(s, top_s, t)))
+    cross_t, cross_s, sum_h = a.cross_t, a.cross_s, a.sum_h
+    if CROSS:
+        other_s = finite(a.s_of_top_t) - finite(s_of_top_t)
+        other_t = finite(a.t_of_top_s) - finite(t_of_top_s)
+        cross_t = moved(a.cross_t, a.sum_t, lower_t - other_s, scale_t)
+        cross_s = moved(a.cross_s, a.sum_s, lower_s - other_t, scale_s)
+    if SOFTEN:
+        sum_h = tl.where(a.sum_s * scale_s == 0, 0.0, a.sum_h * rows.exp2(lower_s * rows.LOG2_E))
     return RowState(
-        top_s, sum_s, top_t, sum_t, ent_t, cross_t, cross_s, sum_h, s_of_top_t, t_of_top_s
+        top_s, a.sum_s * scale_s, top_t, a.sum_t * scale_t,
+        moved(a.ent_t, a.sum_t, lower_t, scale_t), cross_t, cross_s, sum_h, s_of_top_t, t_of_top_s,
     )  # fmt: skip
 
 
@@ -159,14 +187,14 @@ def moved(a, top_s, top_t, s_of_top_t, t_of_top_s, inv_temperature):
 
 @triton.jit
 def gap_under_p(a, inv_temperature):
-    """The mean of x_t - x_s under p."""
-    return a.cross_t / a.sum_t + (a.top_s - finite(a.s_of_top_t)) * inv_temperature
+    """The mean of (x_t - x_s) / T under p."""
+    return (a.cross_t / a.sum_t + (a.top_s - finite(a.s_of_top_t))) * inv_temperature
 
 
 @triton.jit
 def gap_under_q(a, inv_temperature):
-    """The mean of x_s - x_t under q."""
-    return a.cross_s / a.sum_s + (a.top_t - finite(a.t_of_top_s)) * inv_temperature
+    """The mean of (x_s - x_t) / T under q."""
+    return (a.cross_s / a.sum_s + (a.top_t - finite(a.t_of_top_s))) * inv_temperature
 
 
 @triton.jit
@@ -188,8 +216,8 @@ def reverse_kl(a, inv_temperature):
 
 
 @triton.jit
-def teacher_entropy(a):
-    return tl.log(a.sum_t) - a.ent_t / a.sum_t
+def teacher_entropy(a, inv_temperature):
+    return tl.log(a.sum_t) - a.ent_t / a.sum_t * inv_temperature
 
 
 @triton.jit

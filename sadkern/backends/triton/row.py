@@ -4,15 +4,22 @@ A tile is TILE entries of a row. As it lies in memory it is called raw: of PACKE
 logits that are words of two entries, so that a row that is kept on chip takes no more registers
 than it has bytes. `wide` makes fp32 of it: [TILE] or, of packed ones, [TILE / 2, 2].
 
-A row that is kept on chip is a tuple of its raw tiles, which a sweep turns round by one tile at a
-time: a loop that the compiler cannot unroll keeps no more than one tile in fp32.
+A sweep goes by groups of GROUP tiles. A row that is kept on chip is a tuple of its raw tiles, all
+fetched before the first is looked at; a sweep turns it round by a group at a time: a loop that the
+compiler cannot unroll keeps no more than one group in fp32.
+
+What a sweep adds up is added up lane by lane, and the lanes only once it is through: warps that had
+to agree on every tile's sums would do little else.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import libdevice
 
+INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 BANNED_BF16: tl.constexpr = tl.constexpr(-0x7F0080)  # two entries of -inf: 0xff80ff80
 BANNED_FP16: tl.constexpr = tl.constexpr(-0x3FF0400)  # 0xfc00fc00
 
@@ -61,47 +68,69 @@ def wide(raw, DTYPE: tl.constexpr, PACKED: tl.constexpr):
 
 
 @triton.jit
-def room(row, TILE: tl.constexpr, TILES: tl.constexpr, PACKED: tl.constexpr):
-    """For TILES raw tiles; () where the row is not kept."""
-    kept = ()
-    if TILES:
-        nothing = load(row, 0, 0, TILE, PACKED)
-        for _ in tl.static_range(TILES):
-            kept += (nothing,)
-    return kept
+def wide_group(raw, DTYPE: tl.constexpr, PACKED: tl.constexpr):
+    """The wide tiles of raw ones."""
+    tiles = ()
+    for i in tl.static_range(len(raw)):
+        tiles += (wide(raw[i], DTYPE, PACKED),)
+    return tiles
 
 
 @triton.jit
-def keep(kept, raw, TILES: tl.constexpr):
-    """`kept`, with the next tile of the row in place of the oldest."""
+def fetch(row, begin, vocab, TILE: tl.constexpr, TILES: tl.constexpr, PACKED: tl.constexpr):
+    """Raw tiles from `begin` on; () of a row that is not kept."""
+    tiles = ()
+    for tile in tl.static_range(TILES):
+        tiles += (load(row, begin + tile * TILE, vocab, TILE, PACKED),)
+    return tiles
+
+
+@triton.jit
+def next_group(kept, row, begin, vocab, GROUP: tl.constexpr, TILE: tl.constexpr,
+               TILES: tl.constexpr, PACKED: tl.constexpr):  # fmt: skip
+    """The raw tiles from `begin` on and, for the group after it, `kept`: that is swept forwards
+    alone."""
     if TILES:
-        return kept[1:] + (raw,)
+        return kept[:GROUP], kept[GROUP:] + kept[:GROUP]
     else:
-        return kept
+        return fetch(row, begin, vocab, TILE, GROUP, PACKED), kept
 
 
 @triton.jit
-def next_tile(kept, row, begin, vocab, TILE: tl.constexpr, TILES: tl.constexpr,
-              PACKED: tl.constexpr):  # fmt: skip
-    """The raw tile at `begin` and, for the tile after it, `kept`: that is swept forwards alone."""
-    if TILES:
-        return kept[0], keep(kept, kept[0], TILES)
+def exp2(x):
+    """2^x in an instruction: what would be denormal is 0."""
+    if INTERPRETED:
+        return tl.exp2(x)
     else:
-        return load(row, begin, vocab, TILE, PACKED), kept
+        return libdevice.exp2(x)
 
 
 @triton.jit
-def store(row, begin, vocab, entries, TILE: tl.constexpr, PACKED: tl.constexpr):
+def highest(group):
+    """Of wide tiles, place by place."""
+    most = group[0]
+    for i in tl.static_range(1, len(group)):
+        most = tl.maximum(most, group[i])
+    return most
+
+
+@triton.jit
+def no_sums(TILE: tl.constexpr):
+    """Of every lane."""
+    return tl.zeros([TILE // 4], tl.float32)
+
+
+@triton.jit
+def by_lane(entries, TILE: tl.constexpr):
+    """The sums of a wide tile, as many as a thread can make of entries that it has itself."""
+    return tl.sum(tl.reshape(entries, [TILE // 4, 4]), 1)
+
+
+@triton.jit
+def store(row, begin, vocab, entries, TILE: tl.constexpr):
     """Rounds a wide tile and writes what of it is below `vocab`."""
-    rounded = entries.to(row.dtype.element_ty)
-    if PACKED:
-        at = begin // 2 + tl.arange(0, TILE // 2)
-        low, high = tl.split(rounded.to(tl.int16, bitcast=True).to(tl.int32))
-        words = (low & 0xFFFF) | (high << 16)
-        tl.store(row.to(tl.pointer_type(tl.int32)) + at, words, mask=at < vocab // 2)
-    else:
-        at = begin + tl.arange(0, TILE)
-        tl.store(row + at, rounded, mask=at < vocab)
+    at = begin + tl.arange(0, TILE)
+    tl.store(row + at, tl.reshape(entries, [TILE]).to(row.dtype.element_ty), mask=at < vocab)
 
 
 @triton.jit
@@ -142,7 +171,7 @@ def finish(entries, s, column, label, hard_scale, top_s, over_sum_h, inv_softcap
     """Adds the hard label's gradient to that of logits s, then goes through the softcap.
     `hard_scale` is row weight times ce_weight, 0 without a label."""
     if HAS_LABELS:
-        hard = tl.exp(s - top_s) * over_sum_h
+        hard = exp2((s - top_s) * LOG2_E) * over_sum_h
         entries += hard_scale * tl.where(column == label, hard - 1, hard)
     if HAS_SOFTCAP:
         tanh = s * inv_softcap

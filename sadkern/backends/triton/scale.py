@@ -23,4 +23,4 @@ def kernel(
         )
         for begin in tl.range(0, n, TILE, num_stages=STAGES):
             entries = rows.wide(rows.load(row, begin, n, TILE, False), DTYPE, False)
-            rows.store(row, begin, n, by * entries, TILE, False)
+            rows.store(row, begin, n, by * entries, TILE)

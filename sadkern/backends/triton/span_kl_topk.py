@@ -1,9 +1,9 @@
 """span_kl over logits x top-k: loss, diagnostics and gradient of a row at a time.
 
 The teacher's K tokens are buckets of their own and all others are one, the tail. What is wide is
-the student's tail, whose sum no subtraction may give: each of the K sets its bit in a map of the
-row, and a sweep takes up what is not marked. The tail's gradient is one factor, written over the
-whole row in a second sweep, and the K entries are written after it.
+the student's tail, whose sum no subtraction may give: each of the K is marked in a map of the row,
+a byte for an entry, and a sweep takes up what is not. The tail's gradient is one factor, written
+over the whole row in a second sweep, and the K entries are written after it.
 
 A row with an id twice, or one outside the vocabulary, has a NaN for its loss and its gradient: a
 kernel on a device cannot raise.
@@ -33,27 +33,33 @@ class Tail(NamedTuple):
 
 
 @triton.jit
-def merge_tails(a, b, inv_temperature):
-    """As `divergence.merge`."""
-    top = tl.maximum(a.top, b.top)
-    lower_a, lower_b = of.below(a.top, top), of.below(b.top, top)
-    return Tail(
-        top,
-        a.sum * tl.exp(lower_a * inv_temperature) + b.sum * tl.exp(lower_b * inv_temperature),
-        a.sum_h * tl.exp(lower_a) + b.sum_h * tl.exp(lower_b),
-    )
+def with_group(a, group, rate, SOFTEN: tl.constexpr, TILE: tl.constexpr):
+    """As `divergence.with_group`."""
+    highest = tl.max(rows.highest(group))
+    if highest > a.top:
+        lower = a.top - highest
+        sum_h = a.sum_h
+        if SOFTEN:
+            sum_h = a.sum_h * rows.exp2(lower * rows.LOG2_E)
+        a = Tail(highest, a.sum * rows.exp2(lower * rate), sum_h)
+    sums, sum_h = a.sum, a.sum_h
+    for i in tl.static_range(len(group)):
+        x = group[i] - of.finite(a.top)
+        sums += rows.by_lane(rows.exp2(x * rate), TILE)
+        if SOFTEN:
+            sum_h += rows.by_lane(rows.exp2(x * rows.LOG2_E), TILE)
+    return Tail(a.top, sums, sum_h)
 
 
 @triton.jit
 def is_marked(marks, begin, TILE: tl.constexpr, PACKED: tl.constexpr):
-    """Of a tile's entries, which bits are set."""
+    """Of a tile's entries, whose bytes are set."""
     if PACKED:
-        even = begin + 2 * tl.arange(0, TILE // 2)
-        word = tl.load(marks + even // 32)
-        return tl.join((word >> (even % 32)) & 1, (word >> (even % 32 + 1)) & 1) != 0
+        at = begin // 2 + tl.arange(0, TILE // 2)
+        two = tl.load(marks.to(tl.pointer_type(tl.int16)) + at)
+        return tl.join(two & 0xFF, two >> 8) != 0
     else:
-        at = begin + tl.arange(0, TILE)
-        return (tl.load(marks + at // 32) >> (at % 32)) & 1 != 0
+        return tl.load(marks + begin + tl.arange(0, TILE)) != 0
 
 
 @triton.jit
@@ -90,25 +96,28 @@ def kernel(
     ids,  # [N, K] int32
     logprobs,  # [N, K] fp32
     given_mass, given_entropy,  # [N] fp32
-    marks,  # [programs, words] int32
+    marks,  # [programs, room] int8
     supervised,  # [N] bool
     row_weights,  # [N] fp32
     labels,  # [N] int64
     per_token, cross_entropy, teacher_entropy,  # [N] fp32
     agreement,  # [N] bool
     tail_mass,  # [N] fp32
-    n, k, words, vocab, student_vocab, mix, inv_temperature, ce_weight, inv_softcap,
+    n, k, room, vocab, student_vocab, mix, inv_temperature, ce_weight, inv_softcap,
     DIVERGENCE: tl.constexpr, TAIL: tl.constexpr, HAS_MASS: tl.constexpr,
     HAS_ENTROPY: tl.constexpr, HAS_LABELS: tl.constexpr, SOFTEN: tl.constexpr,
     HAS_SOFTCAP: tl.constexpr, HAS_GRADIENT: tl.constexpr, K: tl.constexpr,
-    TILE: tl.constexpr, TILES: tl.constexpr, PACKED: tl.constexpr, STAGES: tl.constexpr,
+    TILE: tl.constexpr, TILES: tl.constexpr, PACKED: tl.constexpr, GROUP: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     DTYPE: tl.constexpr = student.dtype.element_ty
-    marks += tl.program_id(0) * words
-    rows.zero(marks, 0, words, TILE)
+    WIDTH: tl.constexpr = GROUP * TILE
+    marks += tl.program_id(0) * room
+    rows.zero(marks, 0, room, TILE)
     tl.debug_barrier()
     bucket = tl.arange(0, K)
-    tiles = tl.cdiv(vocab, TILE)
+    rate = inv_temperature * rows.LOG2_E
+    groups = tl.cdiv(vocab, WIDTH)
     for row in tl.range(tl.program_id(0), n, tl.num_programs(0)):
         d = rows.row_pointer(dstudent, row, dstudent_inner, dstudent_outer, dstudent_stride)
         if tl.load(supervised + row) == 0:
@@ -141,27 +150,26 @@ def kernel(
 
             # The student's, and what is left.
             logit = tl.load(s + token, mask=given, other=-float("inf")).to(tl.float32)
-            bit = (1 << (token % 32)).to(tl.int32)
-            before = tl.atomic_or(marks + token // 32, bit, mask=given)
-            wrong = (token >= vocab) | (token < -1) | (given & ((before & bit) != 0))
+            tl.store(marks + token, 1, mask=given)
             tl.debug_barrier()
-            tail = Tail(-float("inf"), 0.0, 0.0)
-            kept = rows.room(s, TILE, TILES, PACKED)
-            for tile in tl.range(tiles, num_stages=STAGES):
-                raw = rows.load(s, tile * TILE, vocab, TILE, PACKED)
-                kept = rows.keep(kept, raw, TILES)
-                outside = tl.where(
-                    is_marked(marks, tile * TILE, TILE, PACKED), -float("inf"),
-                    rows.wide(raw, DTYPE, PACKED),
-                )  # fmt: skip
-                top = tl.max(outside)
-                x = outside - of.finite(top)
-                part = Tail(
-                    top, tl.sum(tl.exp(x * inv_temperature)), tl.sum(tl.exp(x)) if SOFTEN else 0.0
-                )
-                tail = merge_tails(tail, part, inv_temperature)
+            tail = Tail(-float("inf"), rows.no_sums(TILE), rows.no_sums(TILE))
+            marked = tl.zeros([TILE // 4], tl.int32)
+            kept = rows.fetch(s, 0, vocab, TILE, TILES, PACKED)
+            for group in tl.range(groups, num_stages=STAGES):
+                begin = group * WIDTH
+                raw, kept = rows.next_group(kept, s, begin, vocab, GROUP, TILE, TILES, PACKED)
+                outside = ()
+                for i in tl.static_range(GROUP):
+                    inside = is_marked(marks, begin + i * TILE, TILE, PACKED)
+                    marked += rows.by_lane(inside.to(tl.int32), TILE)
+                    outside += (
+                        tl.where(inside, -float("inf"), rows.wide(raw[i], DTYPE, PACKED)),
+                    )  # fmt: skip
+                tail = with_group(tail, outside, rate, SOFTEN, TILE)
+            tail = Tail(tail.top, tl.sum(tail.sum), tl.sum(tail.sum_h))
+            twice = tl.sum(marked) != tl.sum(given.to(tl.int32))
             tl.debug_barrier()
-            tl.store(marks + token // 32, 0, mask=given)
+            tl.store(marks + token, 0, mask=given)
             tl.debug_barrier()
 
             top_s = of.finite(tl.maximum(tail.top, tl.max(logit)))
@@ -195,7 +203,8 @@ def kernel(
                 )
                 value, total = value + value_tail, total + qg_tail
                 value = tl.where(value < 0, 0.0, value)  # rounding only
-            value = tl.where(tl.max(wrong.to(tl.int32)) > 0, float("nan"), value)
+            outside_vocab = tl.max(((token >= vocab) | (token < -1)).to(tl.int32)) > 0
+            value = tl.where(twice | outside_vocab, float("nan"), value)
             total = tl.where(value == value, total, float("nan"))  # a NaN need not have reached it
 
             label, hard = rows.hard_label(labels, row, s, top_s, sum_h, HAS_LABELS)
@@ -213,17 +222,20 @@ def kernel(
                 # The tail's gradient goes to its tokens as its probability does; without any there
                 # is none.
                 to_tail = tl.where(tail.sum == 0, 0.0, (qg_tail - q_tail * total) / tail.sum)
-                for tile in tl.range(tiles, num_stages=STAGES):
-                    begin = (tile if TILES else tiles - 1 - tile) * TILE
-                    raw, kept = rows.next_tile(kept, s, begin, vocab, TILE, TILES, PACKED)
-                    logits = rows.wide(raw, DTYPE, PACKED)
-                    # (The marked ones may be far above: there, too, a finite number.)
-                    x = tl.minimum((logits - of.finite(tail.top)) * inv_temperature, 0.0)
-                    out = rows.finish(
-                        tl.exp(x) * (to_tail * scale), logits, rows.columns(begin, TILE, PACKED),
-                        label, hard_scale, top_s, 1 / sum_h, inv_softcap, HAS_LABELS, HAS_SOFTCAP,
-                    )  # fmt: skip
-                    rows.store(d, begin, vocab, out, TILE, PACKED)
+                for group in tl.range(groups, num_stages=STAGES):
+                    first = (group if TILES else groups - 1 - group) * WIDTH
+                    raw, kept = rows.next_group(kept, s, first, vocab, GROUP, TILE, TILES, PACKED)
+                    for i in tl.static_range(GROUP):
+                        begin = first + i * TILE
+                        logits = rows.wide(raw[i], DTYPE, PACKED)
+                        # (The marked ones may be far above: there, too, a finite number.)
+                        x = tl.minimum((logits - of.finite(tail.top)) * rate, 0.0)
+                        out = rows.finish(
+                            rows.exp2(x) * (to_tail * scale), logits,
+                            rows.columns(begin, TILE, PACKED), label, hard_scale, top_s, 1 / sum_h,
+                            inv_softcap, HAS_LABELS, HAS_SOFTCAP,
+                        )  # fmt: skip
+                        rows.store(d, begin, vocab, out, TILE)
                 tl.debug_barrier()
                 out = rows.finish(
                     (qg - q * total) * scale, logit, token, label, hard_scale, top_s, 1 / sum_h,
