@@ -107,6 +107,11 @@ def moved(side: Side, device: torch.device) -> Any:
     return each(side, lambda tensor: tensor.to(device, non_blocking=True))
 
 
+def pinned(side: Side) -> Any:
+    """`side` with what is in the host's memory pinned: nobody waits for its copy to a device."""
+    return each(side, lambda x: x.pin_memory() if x.device.type == "cpu" else x)
+
+
 def unpack(kind: str, tensors: list[Tensor | None], numbers: list[float]) -> Side:
     """What `pack` was given."""
     if kind == "projection":

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sadkern.data import SpanCollator, inputs_of
-from sadkern.sides import Projection, TopK, each, moved
+from sadkern.sides import Projection, TopK, moved, pinned
 from sadkern.store import Identity, Store, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import Columns
@@ -218,9 +218,7 @@ class CachedTeacher:
             self._heads[device] = None if head is None else moved(head, device)
         head = self._heads[device]
         signal = decode(columns, self.identity, head)
-        if device.type == "cuda":  # from pinned memory nobody waits for the copy
-            signal = each(signal, Tensor.pin_memory)
-        return moved(signal, device)
+        return moved(pinned(signal) if device.type == "cuda" else signal, device)
 
     def _adopt(self) -> None:
         """Seals what training wrote before it was killed."""
