@@ -68,3 +68,11 @@ def pytest_runtest_call(item):
         if native.missing() and native.missing() in "".join(format_exception(error)):
             pytest.skip(native.missing())
         raise
+
+
+@pytest.fixture
+def not_compiled():
+    """What torch.compile would make, such as an 8-bit optimizer's update."""
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")

@@ -18,6 +18,7 @@ ROOT = Path(sadkern.__file__).parent
 FLOORS = [
     ["cli"],
     ["demo"],
+    ["plan"],
     ["train", "evaluate", "inspect"],
     ["teacher", "curriculum"],
     ["data", "store", "forward"],

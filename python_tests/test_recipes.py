@@ -33,15 +33,17 @@ KINDS = {
 
 
 def test_there_is_one_for_each_of_the_papers_students():
-    assert [
+    students = {
         *("gpt2-120m", "gpt2-340m", "gpt2-760m", "llama-7b", "opt-1.3b", "opt-2.7b", "opt-6.7b")
-    ] == NAMES
-    for name in NAMES:
+    }
+    assert set(NAMES) - students == {"llama-7b-full"}  # whose gradients cannot be accumulated
+    for name in students:
         settings = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
         batch = settings["per_device_train_batch_size"] * settings["gradient_accumulation_steps"]
         assert batch == 64
 
 
+@pytest.mark.usefixtures("not_compiled")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_runs(tmp_path, name):
     for seed, side in enumerate(("student", "teacher")):
@@ -63,7 +65,8 @@ def test_a_recipe_runs(tmp_path, name):
         "train", "--config", RECIPES / "paper.yaml", "--config", RECIPES / f"{name}.yaml",
         "--model_name_or_path", tmp_path / "student", *teacher, "--dataset_name", data,
         "--output_dir", tmp_path / "out", "--use_cpu", "--max_steps", 6, "--logging_steps", 1,
-        "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4,
+        "--per_device_train_batch_size", 2,
+        "--gradient_accumulation_steps", 1 if "optimizer_in_backward" in settings else 4,
         "--warmup_steps", 0, "--learning_rate", 1e-2,
     )  # fmt: skip
     assert done.exit_code == 0, done.output

@@ -176,6 +176,7 @@ class SADTrainer(Trainer):
                 student,
                 theirs,
                 kinds,
+                rows=torch.arange(len(kinds), device=kinds.device),  # all: a device would be asked
                 num_tokens=num_items_in_batch,
                 # The last row of a trajectory is never supervised: row + 1 is the next token.
                 labels=input_ids.flatten()[rows + 1] if self.args.ce_weight else None,

@@ -1,0 +1,243 @@
+"""A step's memory, worked out.
+
+Weights, gradients and optimizer states are counted; what a layer keeps for its backward pass and
+what that takes is tracked of a model of two layers, a second's work, and is the same for every
+other layer; the rest is what the chunk loop is known to ask for. A step's moments are then
+compared, and the worst is the estimate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sadkern.plan import track
+from sadkern.plan.models import config_of, empty_model, linear_layers, shallow
+from sadkern.plan.setting import Setting
+from sadkern.projection import tile_bytes
+
+BF16, FP32 = 2, 4
+FEW_TOKENS = 512  # a vocabulary whose head and loss take next to nothing
+BLOCK, LEAST = (
+    256,
+    4096,
+)  # of an 8-bit optimizer: entries of a scale, and of a state that is in 8 bits
+
+
+class Moment(NamedTuple):
+    """Bytes alive at one moment of a step."""
+
+    name: str
+    student: int
+    teacher: int
+    optimizer: int
+    gradients: int
+    activations: int
+    loss: int  # tiles, the head's gradient as it is summed up, the teacher's signal
+
+    @property
+    def total(self) -> int:
+        return sum(self[1:])
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a setting."""
+
+    setting: Setting
+    moments: tuple[Moment, ...]
+
+    @property
+    def worst(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.total)
+
+    @property
+    def peak(self) -> int:
+        return self.worst.total
+
+
+class Counted(NamedTuple):
+    """Of a model: numbers of entries."""
+
+    weights: tuple[int, ...]  # of each of its tensors
+    matrices: tuple[tuple[int, int], ...]  # those that adapters and quantisers take
+    head: int
+    embedding: int  # 0 where it is the head
+    layer: int  # all of one layer
+    width: int
+    vocab: int
+    layers: int
+    buffers: int  # bytes
+
+
+class Layer(NamedTuple):
+    """Bytes."""
+
+    kept: int  # for its backward pass, without checkpointing
+    working: int  # while that runs, of one layer, beside what others keep
+    gradients: int  # of its own weights by then
+
+
+def estimate(setting: Setting, device: str = "cuda") -> Estimate:
+    """On a kind of device, of which tiles depend. ValueError: a model that is not known."""
+    return Estimate(setting, tuple(_moments(setting, device)))
+
+
+def largest_batch(setting: Setting, budget: int, most: int = 4096) -> int:
+    """That fits a budget of bytes; 0 where none does."""
+    fits = [0]
+    low, high = 1, most
+    while low <= high:
+        batch = (low + high) // 2
+        if estimate(replace(setting, batch=batch)).peak <= budget:
+            fits.append(batch)
+            low = batch + 1
+        else:
+            high = batch - 1
+    return max(fits)
+
+
+def _moments(x: Setting, device: str) -> Iterator[Moment]:
+    student = counted(x.student)
+    layer = _scaled(x)
+    full = x.method == "full"
+    adapters = () if full else _adapters(student, x.rank)
+    trained = student.weights if full else adapters
+    size = BF16 if full else FP32
+    weights = BF16 * sum(student.weights) + student.buffers + FP32 * sum(adapters)
+    optimizer = sum(_states(count, size, x.optimizer) for count in trained)
+    gradients = 0 if x.in_backward else size * sum(trained)
+    teacher, passing = _teacher(x)
+    inputs = BF16 * x.tokens * student.width  # of one layer
+    kept = inputs if x.checkpointing else layer.kept
+    signal, working = _loss(x, student, device)
+    head = BF16 * student.head if full else 0
+
+    def moment(name: str, gradients: int, activations: int, loss: int) -> Moment:
+        return Moment(name, weights, teacher, optimizer, gradients, activations, loss)
+
+    yield moment("the teacher's forward pass", 0, passing, 0)
+    yield moment("the loss", 0, student.layers * kept + inputs, signal + working)
+    begun = 0 if x.in_backward else head + layer.gradients
+    last = student.layers * kept + layer.working
+    yield moment("the last layer's backward pass", begun, last, signal)
+    done = gradients
+    if gradients and full:
+        done += layer.gradients - size * (student.layer + student.embedding)
+    yield moment("the first layer's backward pass", done, kept + layer.working, signal)
+    yield moment("the optimizer's step", gradients, inputs, 0)
+
+
+def _loss(x: Setting, student: Counted, device: str) -> tuple[int, int]:
+    """Bytes of the teacher's signal, and of what the chunk loop asks for beside it."""
+    signal, sides, teacher_width = 0, 1, 0
+    if x.source in ("cached", "served"):
+        signal = x.rows * (x.k * (4 + FP32) + 2 * FP32)
+    else:
+        teacher_width, sides = counted(x.teacher).width, 2
+        signal = BF16 * x.rows * teacher_width
+    sums = FP32 * student.head if x.method == "full" else 0
+    entry = sides * FP32 + (BF16 if device == "cuda" else 0)  # else the gradient is in place
+    chunk = min(x.rows, max(1, tile_bytes(device, sums) // (student.vocab * entry)))
+    tiles = chunk * student.vocab * entry
+    gathered = chunk * (BF16 * (student.width + teacher_width) + (FP32 + BF16) * student.width)
+    hidden = 2 * BF16 * x.rows * student.width  # supervised ones and their gradient
+    return signal, tiles + gathered + hidden + sums + sums // 2
+
+
+def _teacher(x: Setting) -> tuple[int, int]:
+    """Bytes of its weights, and of its own forward pass."""
+    if x.source in ("cached", "served"):
+        return 0, 0
+    teacher = counted(x.teacher)
+    if x.source == "hidden":
+        return BF16 * teacher.head, 0
+    count = sum(teacher.weights)
+    passing = _passing(x.teacher, x.batch, x.seq_len)
+    if x.source == "online":
+        return BF16 * count + teacher.buffers, passing
+    packed = sum(prod(shape) for shape in teacher.matrices)
+    largest = max(prod(shape) for shape in teacher.matrices)
+    four_bit = packed // 2 + packed // 64 + FP32 * (packed // (64 * 256))
+    return BF16 * (count - packed) + four_bit + teacher.buffers, passing + BF16 * largest
+
+
+def _adapters(student: Counted, rank: int) -> tuple[int, ...]:
+    return tuple(rank * side for shape in student.matrices for side in shape)
+
+
+def _states(count: int, size: int, optimizer: str) -> int:
+    """Bytes of Adam's two, of a tensor of so many entries."""
+    if optimizer == "adamw8bit" and count >= LEAST and count % BLOCK == 0:
+        return 2 * (count + FP32 * (count // BLOCK) + FP32 * 256)
+    return 2 * size * count
+
+
+@lru_cache(64)
+def counted(name: str) -> Counted:
+    """A model's numbers, without its weights."""
+    config = config_of(name)
+    with torch.device("meta"):
+        model = empty_model(config)
+    layers = max((x for x in model.modules() if isinstance(x, nn.ModuleList)), key=len)
+    matrices: list[Any] = [x.weight for x in linear_layers(model)]
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    return Counted(
+        tuple(x.numel() for x in model.parameters()),
+        tuple((x.shape[0], x.shape[1]) for x in matrices),
+        head.numel(),
+        0 if embedding is head else embedding.numel(),
+        sum(x.numel() for x in layers[0].parameters()),
+        head.shape[1],
+        head.shape[0],
+        len(layers),
+        sum(x.nbytes for x in model.buffers()),
+    )
+
+
+def _scaled(x: Setting) -> Layer:
+    """What a layer takes is in proportion to a batch; its weights' gradients are not."""
+    found = _layer(x.student, x.method, x.rank, x.in_backward, x.checkpointing, x.seq_len)
+    return Layer(found.kept * x.batch, found.working * x.batch, found.gradients)
+
+
+@lru_cache(64)
+def _layer(
+    student: str, method: str, rank: int, in_backward: bool, checkpointing: bool, seq_len: int
+) -> Layer:
+    """Of one sequence. Tracked of eight, in models of so few layers and so small a vocabulary that
+    nothing else is seen."""
+    batch = 8
+    alike = Setting(
+        student=student, method=method, rank=rank, in_backward=in_backward, optimizer="adamw",
+        checkpointing=checkpointing, batch=batch, seq_len=seq_len, k=1,
+    )  # fmt: skip
+    two, three = (_tracked(alike, layers) for layers in (2, 3))
+    kept = three.rest - two.rest
+    all_of_one = BF16 * counted(student).layer
+    own = two.gradients if method == "full" else 0
+    if own >= all_of_one:  # the last layer's, which are there
+        own -= all_of_one
+    return Layer(kept // batch, (two.rest - 2 * kept) // batch, own)
+
+
+def _tracked(x: Setting, layers: int) -> track.Tracked:
+    config = shallow(config_of(x.student), layers)
+    config.vocab_size = FEW_TOKENS
+    return track.tracked(x, student=config)
+
+
+@lru_cache(64)
+def _passing(teacher: str, batch: int, seq_len: int) -> int:
+    """Bytes of a forward pass without gradient, of which one layer is alive at a time."""
+    config: Any = config_of(teacher)
+    width = counted(teacher).width
+    known = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim"))
+    inner = next((size for size in known if size), 4 * width)
+    return BF16 * batch * seq_len * (3 * width + 3 * inner)

@@ -1,0 +1,64 @@
+"""What is to be planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+METHODS = {
+    "full": "all of the student's weights are trained",
+    "lora": "adapters at all of its matrices but the head",
+}
+SOURCES = {
+    "online": "the teacher beside it, in bf16",
+    "online-4bit": "the teacher beside it, its matrices in 4 bits (NF4)",
+    "cached": "the teacher's most likely tokens, from a directory or a server",
+    "hidden": "the teacher's last hidden states, from a directory, and its head",
+    "served": "as cached",
+}
+OPTIMIZERS = {
+    "adamw": "two states of each trained weight, in its dtype",
+    "adamw8bit": "the same in 8 bits, in blocks of 256, rounded stochastically to bf16 weights",
+}
+GPUS = {"a6000": 48, "a100": 80, "h100": 80, "h200": 141, "rtx4090": 24, "l40s": 48}  # nominal GB
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training step. Names of models are those of `models.MODELS` or folders."""
+
+    student: str = "llama-7b"
+    teacher: str = "llama-13b"
+    method: str = "full"  # of METHODS
+    source: str = "cached"  # of SOURCES
+    optimizer: str = "adamw8bit"  # of OPTIMIZERS
+    in_backward: bool = True  # gradients are consumed as they are made; needs method "full"
+    checkpointing: bool = True
+    batch: int = 8
+    seq_len: int = 512
+    supervised: float = 1.0  # share of the tokens that carry a loss
+    k: int = 64
+    rank: int = 16  # of adapters
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("source", SOURCES), ("optimizer", OPTIMIZERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}"
+                )
+        for name in ("batch", "seq_len", "k", "rank"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+        if not 0 < self.supervised <= 1:
+            raise ValueError(
+                f"supervised={self.supervised}: expected a share, above 0 and at most 1"
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Of a batch."""
+        return self.batch * self.seq_len
+
+    @property
+    def rows(self) -> int:
+        """Of those, supervised."""
+        return max(1, round(self.supervised * self.tokens))
