@@ -213,3 +213,12 @@ def test_names_of_divergences_are_those_of_the_kernels():
     of = backend.span_kl.of
     kernels = {of.FORWARD_KL, of.REVERSE_KL, of.JSD, of.SKEW_FORWARD_KL, of.SKEW_REVERSE_KL, of.TVD}
     assert {x.value for x in kernels} == {name for name, _ in DIVERGENCES.values()}
+
+
+def test_only_what_is_in_the_hosts_memory_is_pinned(monkeypatch):
+    """Of hidden states that were read, beside a head that is on the device already."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    head = torch.zeros(4, 3, device="meta")
+    found = sides.pinned(Projection(torch.zeros(2, 3), head))
+    assert torch.equal(found.hidden, torch.ones(2, 3))
+    assert found.weight is head
