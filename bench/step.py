@@ -23,8 +23,6 @@ from sadkern.plan import Setting, estimate
 from sadkern.plan.models import MODELS, config_of, empty_model, shallow
 from sadkern.plan.track import batch_of, trainer_of, training_step
 
-GIB = 1 << 30
-
 
 def run(setting: Setting, device: torch.device, steps: int) -> None:
     """Everything from the model on."""

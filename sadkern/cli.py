@@ -306,7 +306,7 @@ def plan(
         bool, typer.Option(help="Whether activations are computed again in the backward pass.")
     ] = True,
     track: Annotated[
-        bool, typer.Option(help="Also run the step on tensors without contents (minutes).")
+        bool, typer.Option(help="Also run the step on tensors without contents (a minute).")
     ] = False,
     json: Annotated[bool, typer.Option(help="Bytes, for machines.")] = False,
 ) -> None:

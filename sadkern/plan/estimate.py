@@ -24,10 +24,8 @@ from sadkern.projection import tile_bytes
 
 BF16, FP32 = 2, 4
 FEW_TOKENS = 512  # a vocabulary whose head and loss take next to nothing
-BLOCK, LEAST = (
-    256,
-    4096,
-)  # of an 8-bit optimizer: entries of a scale, and of a state that is in 8 bits
+BLOCK = 256  # entries of an 8-bit optimizer's scale
+LEAST = 4096  # entries of a state that is in 8 bits
 
 
 class Moment(NamedTuple):

@@ -31,7 +31,7 @@ class Setting:
     method: str = "full"  # of METHODS
     source: str = "cached"  # of SOURCES
     optimizer: str = "adamw8bit"  # of OPTIMIZERS
-    in_backward: bool = True  # gradients are consumed as they are made; needs method "full"
+    in_backward: bool = True  # gradients are consumed as they are made
     checkpointing: bool = True
     batch: int = 8
     seq_len: int = 512

@@ -90,8 +90,13 @@ class Tracker(MemTracker):
 
 
 def training_step(made: SADTrainer, model: nn.Module, batch: dict[str, Tensor]) -> None:
-    """`SADTrainer`'s, and the optimizer's where it has not stepped by then."""
+    """`SADTrainer`'s, and the optimizer's."""
     made.training_step(model, batch, torch.full((2,), len(batch["rows"]) / 2))
+    finish_step(made, model)
+
+
+def finish_step(made: SADTrainer, model: nn.Module) -> None:
+    """Has the optimizer step, unless it has in the backward pass."""
     if not made.args.optimizer_in_backward and made.optimizer is not None:
         made.optimizer.step()
         model.zero_grad()
