@@ -55,6 +55,12 @@ def trainer_for(tmp_path, student, teacher, train, tokenizer=None, **settings):
     return trainer
 
 
+def repeatable(log):
+    """What a second run logs again: not what depends on the machine's hour."""
+    machine = ("_per_second", "runtime", "peak_memory")
+    return {key: value for key, value in log.items() if not any(name in key for name in machine)}
+
+
 def plainly(
     student,
     teacher,
