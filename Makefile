@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## a teacher is trained, a student distilled from it and mea
 	$(BIN)/sadkern demo
 
 test: $(INSTALLED)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadscope
 
 slow: $(INSTALLED)  ## the slow tests: a real 135M model, the demonstration at full length
 	$(BIN)/python -m pytest -m slow -s
