@@ -47,23 +47,39 @@ if not rank:
 """
     + ENDED
 )
-# The Trainer wraps a model so on accelerators alone.
+BY_HAND = """
+def WRAP():
+    for module in (*student.model.layers, student.lm_head, student):
+        fully_shard(module, mesh=mesh)
+"""
+BY_ACCELERATE = """
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from sadkern.plan.sharded import known_of
+from sadkern.train.setup import shard_teacher
+def WRAP():
+    known = known_of(mesh)
+    fsdp2_prepare_model(known, student)
+    shard_teacher(teacher, known)
+    shares = {name for name, x in teacher.model.named_parameters() if isinstance(x, DTensor)}
+    assert shares == {name for name, _ in teacher.model.named_parameters()} - {"lm_head.weight"}
+"""
+# The Trainer does so on accelerators alone.
 SHARDED = """
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from sadkern import span_kl
 from sadkern.forward import head_projection, supervised_loss
 from sadkern.teacher import OnlineTeacher
 from sadkern.train import SpanCollator
 dist.init_process_group("gloo")
-mesh = dist.init_device_mesh("cpu", (2,))
-projection = head_projection(student)
-for module in (*student.model.layers, *([student.lm_head] if OWN_HEAD else []), student):
-    fully_shard(module, mesh=mesh)
+mesh = dist.init_device_mesh("cpu", (2,), mesh_dim_names=("ranks",))
+projection, teacher = head_projection(student), OnlineTeacher(teacher)
+WRAP()
 spans = SpanCollator(0)(examples)["span_ids"]
 batch = SpanCollator(0)(examples[rank::2])
 rows, inputs = batch["rows"], {name: batch[name] for name in ("input_ids", "attention_mask")}
-signal, kinds = OnlineTeacher(teacher)(rows, **inputs), batch["span_ids"].flatten()[rows]
+signal, kinds = teacher(rows, **inputs), batch["span_ids"].flatten()[rows]
 counts = [(spans == kind).sum() / 2 for kind in (1, 2)]
 loss = supervised_loss(
     student, rows, lambda own: span_kl(own, signal, kinds, num_tokens=counts).loss, projection,
@@ -96,8 +112,8 @@ torch.save((trainer.state.global_step, trainer.stop.received), here / f"stopped{
 WRAPPED = {
     "ddp": "SETTINGS = {}" + TRAINER,
     "ddp, packed, easy ones first": f"SETTINGS = {EASY_FIRST}" + TRAINER,
-    "fsdp": "OWN_HEAD = False" + SHARDED,
-    "fsdp with a head of its own": "OWN_HEAD = True" + SHARDED,
+    "fsdp": BY_HAND + SHARDED,
+    "fsdp by accelerate, the teacher too": BY_ACCELERATE + SHARDED,
 }
 
 

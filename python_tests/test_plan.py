@@ -50,6 +50,20 @@ WAYS = {
     "gpt2": {"student": "gpt2-120m", "teacher": "gpt2-1.5b:3", "source": "online",
              "optimizer": "adamw", "in_backward": False, "checkpointing": False},
 }  # fmt: skip
+ON_CARDS = {
+    "2": {"gpus": 2, "source": "online"},
+    "2, longer": {"gpus": 2, "seq_len": 2048},
+    "4, one sequence": {"gpus": 4, "source": "online", "seq_len": 128, "batch": 1},
+    "4, more layers": {"gpus": 4, "student": "llama-7b:5", "source": "online"},
+    "2, activations kept": {"gpus": 2, "source": "online", "checkpointing": False},
+    "4, lora": {"gpus": 4, "method": "lora", "source": "online", "optimizer": "adamw"},
+    "2, opt": {"gpus": 2, "student": "opt-2.7b:5", "teacher": "opt-13b:3", "source": "online"},
+    "2, gpt2": {"gpus": 2, "student": "gpt2-120m", "teacher": "gpt2-1.5b:3", "source": "online",
+                "optimizer": "adamw"},
+}  # fmt: skip
+WAYS |= {
+    f"on {name}": {**way, "fsdp": True, "in_backward": False} for name, way in ON_CARDS.items()
+}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -118,17 +132,23 @@ def test_the_largest_batch_fits_and_no_larger_one():
     assert largest_batch(setting, 1 * GIB) == 0
 
 
+def test_cards_that_share_nothing_have_all_gradients_twice():
+    alone = estimate(Setting(student="llama-7b:3", in_backward=False))
+    each = estimate(Setting(student="llama-7b:3", in_backward=False, gpus=4))
+    assert each.peak - alone.peak == 2 * sum(counted("llama-7b:3").weights)
+
+
 def test_what_to_change_takes_less():
     setting = Setting(source="online", optimizer="adamw", in_backward=False, checkpointing=False)
     peak = estimate(setting).peak
     ways = dict(show.remedies(setting))
     assert set(ways) == {
         "--checkpointing", "--in-backward", "--optimizer adamw8bit", "--teacher-source online-4bit",
-        "--teacher-source hidden", "--teacher-source cached", "--method lora",
-        "all of these but LoRA",
+        "--teacher-source hidden", "--teacher-source cached", "--method lora", "--gpus 2 --fsdp",
+        "all of these but LoRA and more cards",
     }  # fmt: skip
     assert all(estimate(other).peak <= peak for other in ways.values())
-    assert estimate(ways["all of these but LoRA"]).peak < 0.5 * peak
+    assert estimate(ways["all of these but LoRA and more cards"]).peak < 0.5 * peak
 
 
 def test_a_real_step_takes_what_is_planned(tmp_path):
@@ -206,6 +226,9 @@ def test_the_command_speaks_json():
         (["--gpu", "b6000"], "gpu='b6000': expected one of a6000"),
         (["--method", "half"], "method='half': expected one of full, lora"),
         (["--teacher-source", "radio"], "source='radio': expected one of online"),
+        (["--fsdp"], "fsdp=True, gpus=1: expected more than one card"),
+        (["--gpus", "2", "--in-backward"], "in_backward=True, gpus=2: expected in_backward=False"),
+        (["--gpus", "2", "--track"], "expected --fsdp or --gpus 1"),
         (["--batch", "0"], "batch=0: expected a positive number"),
         (["--supervised", "2"], "supervised=2.0: expected a share"),
     ],

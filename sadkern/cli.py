@@ -300,11 +300,19 @@ def plan(
     k: Annotated[int, typer.Option(help="Tokens of a cached or served teacher.")] = 64,
     rank: Annotated[int, typer.Option(help="Of adapters.")] = 16,
     in_backward: Annotated[
-        bool, typer.Option(help="Whether weights are updated as soon as their gradient is there.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Whether weights are updated as soon as their gradient is there. Default: where "
+            "that is possible and of use, full on one card."
+        ),
+    ] = None,
     checkpointing: Annotated[
         bool, typer.Option(help="Whether activations are computed again in the backward pass.")
     ] = True,
+    gpus: Annotated[int, typer.Option(help="Cards, each with such a batch.")] = 1,
+    fsdp: Annotated[
+        bool, typer.Option(help="They share the models' weights (FSDP2); else each has all (DDP).")
+    ] = False,
     track: Annotated[
         bool, typer.Option(help="Also run the step on tensors without contents (a minute).")
     ] = False,
@@ -317,12 +325,13 @@ def plan(
     from sadkern.plan.script import main as run
     from sadkern.plan.setting import Setting
 
+    if in_backward is None:
+        in_backward = method == "full" and gpus == 1
     with _told():
         setting = Setting(
             student=student, teacher=teacher, method=method, source=teacher_source,
-            optimizer=optimizer, in_backward=in_backward and method == "full",
-            checkpointing=checkpointing, batch=batch, seq_len=seq_len, supervised=supervised, k=k,
-            rank=rank,
+            optimizer=optimizer, in_backward=in_backward, checkpointing=checkpointing, batch=batch,
+            seq_len=seq_len, supervised=supervised, k=k, rank=rank, gpus=gpus, fsdp=fsdp,
         )  # fmt: skip
         run(setting, gpu, track=track, as_json=json)
 

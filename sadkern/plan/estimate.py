@@ -108,27 +108,39 @@ def _moments(x: Setting, device: str) -> Iterator[Moment]:
     adapters = () if full else _adapters(student, x.rank)
     trained = student.weights if full else adapters
     size = BF16 if full else FP32
-    weights = BF16 * sum(student.weights) + student.buffers + FP32 * sum(adapters)
-    optimizer = sum(_states(count, size, x.optimizer) for count in trained)
-    gradients = 0 if x.in_backward else size * sum(trained)
+    shares = x.shares
+    weights = (BF16 * sum(student.weights) + FP32 * sum(adapters)) // shares + student.buffers
+    optimizer = sum(_states(count // shares, size, x.optimizer) for count in trained)
+    gradients = 0 if x.in_backward else size * sum(trained) // shares
+    buckets = gradients if x.gpus > 1 and not x.fsdp else 0  # DDP's, in which they are sent
     teacher, passing = _teacher(x)
     inputs = BF16 * x.tokens * student.width  # of one layer
     kept = inputs if x.checkpointing else layer.kept
     signal, working = _loss(x, student, device)
     head = BF16 * student.head if full else 0
+    whole = BF16 * student.head if shares > 1 else 0
 
     def moment(name: str, gradients: int, activations: int, loss: int) -> Moment:
-        return Moment(name, weights, teacher, optimizer, gradients, activations, loss)
+        return Moment(name, weights, teacher, optimizer, gradients + buckets, activations, loss)
 
     yield moment("the teacher's forward pass", 0, passing, 0)
-    yield moment("the loss", 0, student.layers * kept + inputs, signal + working)
-    begun = 0 if x.in_backward else head + layer.gradients
+    yield moment("the loss", 0, student.layers * kept + inputs, signal + working + whole)
+    begun = 0 if x.in_backward else (head + layer.gradients) // shares
     last = student.layers * kept + layer.working
-    yield moment("the last layer's backward pass", begun, last, signal)
-    done = gradients
-    if gradients and full:
-        done += layer.gradients - size * (student.layer + student.embedding)
-    yield moment("the first layer's backward pass", done, kept + layer.working, signal)
+    if shares == 1:
+        yield moment("the last layer's backward pass", begun, last, signal)
+        done = gradients
+        if gradients and full:
+            done += layer.gradients - size * (student.layer + student.embedding)
+        yield moment("the first layer's backward pass", done, kept + layer.working, signal)
+    else:  # the gradients before are sent, the weights after fetched
+        yield moment("the last layer's backward pass", begun, last + head, signal)
+        done, sent = gradients, 0
+        if full:
+            done -= size * (2 * student.layer + student.embedding) // shares
+            sent = size * student.layer
+        second = 2 * kept + layer.working + sent
+        yield moment("the second layer's backward pass", done, second, signal)
     yield moment("the optimizer's step", gradients, inputs, 0)
 
 
@@ -157,6 +169,9 @@ def _teacher(x: Setting) -> tuple[int, int]:
     if x.source == "hidden":
         return BF16 * teacher.head, 0
     count = sum(teacher.weights)
+    if x.fsdp:  # a layer is there whole, and the next
+        shared = BF16 * (count - teacher.head) // x.shares + BF16 * teacher.head + teacher.buffers
+        return shared, _passing(x.teacher, x.batch, x.seq_len) + 2 * BF16 * teacher.layer
     passing = _passing(x.teacher, x.batch, x.seq_len)
     if x.source == "online":
         return BF16 * count + teacher.buffers, passing
@@ -200,9 +215,14 @@ def counted(name: str) -> Counted:
 
 
 def _scaled(x: Setting) -> Layer:
-    """What a layer takes is in proportion to a batch; its weights' gradients are not."""
-    found = _layer(x.student, x.method, x.rank, x.in_backward, x.checkpointing, x.seq_len)
-    return Layer(found.kept * x.batch, found.working * x.batch, found.gradients)
+    """What a layer takes is in proportion to a batch; its weights and their gradients are not."""
+    of = x.student, x.method, x.rank
+    found = _layer(*of, x.in_backward, x.checkpointing, x.seq_len)
+    kept, working = found.kept * x.batch, found.working * x.batch
+    if x.fsdp:
+        lines = _shared_layer(*of, x.checkpointing, x.seq_len, x.gpus)
+        working = max(at_one + slope * (x.batch - 1) for at_one, slope in lines)
+    return Layer(kept, working, found.gradients)
 
 
 @lru_cache(64)
@@ -223,6 +243,33 @@ def _layer(
     if own >= all_of_one:  # the last layer's, which are there
         own -= all_of_one
     return Layer(kept // batch, (two.rest - 2 * kept) // batch, own)
+
+
+@lru_cache(64)
+def _shared_layer(
+    student: str, method: str, rank: int, checkpointing: bool, seq_len: int, gpus: int
+) -> tuple[tuple[int, int], ...]:
+    """What is at work while a layer and the one before it are there whole. Bytes of one sequence,
+    and how many more for each other one: few sequences have their worst moment elsewhere than many
+    do, and so there are two such lines, of which the higher one holds."""
+    kept = _layer(student, method, rank, False, checkpointing, seq_len).kept
+    # The worst moment of three layers: the second one's backward pass, while the third's gradients
+    # are on their way; or, where all is kept, the third's.
+    layers, sent = (2, BF16 * counted(student).layer) if checkpointing else (3, 0)
+
+    def working(batch: int) -> int:
+        alike = Setting(
+            student=student, method=method, rank=rank, in_backward=False, optimizer="adamw",
+            checkpointing=checkpointing, batch=batch, seq_len=seq_len, k=1, gpus=gpus, fsdp=True,
+        )  # fmt: skip
+        sending = sent if method == "full" else 0
+        return _tracked(alike, 3).rest - layers * kept * batch - sending
+
+    lines = []
+    for few, more in ((1, 2), (8, 16)):
+        slope = (working(more) - working(few)) // (more - few)
+        lines.append((working(few) - slope * (few - 1), slope))
+    return tuple(lines)
 
 
 def _tracked(x: Setting, layers: int) -> track.Tracked:

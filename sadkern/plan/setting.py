@@ -38,6 +38,8 @@ class Setting:
     supervised: float = 1.0  # share of the tokens that carry a loss
     k: int = 64
     rank: int = 16  # of adapters
+    gpus: int = 1  # each with a batch
+    fsdp: bool = False  # they share the models' weights (FSDP2); else each has all (DDP)
 
     def __post_init__(self) -> None:
         for name, known in (("method", METHODS), ("source", SOURCES), ("optimizer", OPTIMIZERS)):
@@ -45,13 +47,26 @@ class Setting:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}"
                 )
-        for name in ("batch", "seq_len", "k", "rank"):
+        for name in ("batch", "seq_len", "k", "rank", "gpus"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
         if not 0 < self.supervised <= 1:
             raise ValueError(
                 f"supervised={self.supervised}: expected a share, above 0 and at most 1"
             )
+
+        if self.fsdp and self.gpus == 1:
+            raise ValueError("fsdp=True, gpus=1: expected more than one card to share weights")
+        if self.gpus > 1 and self.in_backward:
+            raise ValueError(
+                f"in_backward=True, gpus={self.gpus}: expected in_backward=False, since gradients "
+                "are first added up among cards"
+            )
+
+    @property
+    def shares(self) -> int:
+        """Parts that weights are in."""
+        return self.gpus if self.fsdp else 1
 
     @property
     def tokens(self) -> int:

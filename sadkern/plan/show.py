@@ -45,6 +45,8 @@ def described(x: Setting) -> str:
         f"{x.batch} x {x.seq_len} tokens",
         "activations checkpointed" if x.checkpointing else "activations kept",
     ]
+    if x.gpus > 1:
+        parts.append(f"each of {x.gpus} cards" + (", weights shared (FSDP2)" if x.fsdp else ""))
     return ", ".join(parts)
 
 
@@ -96,7 +98,7 @@ def remedies(x: Setting) -> Iterator[tuple[str, Setting]]:
     """What would take less, the mildest first."""
     if not x.checkpointing:
         yield "--checkpointing", replace(x, checkpointing=True)
-    if x.method == "full" and not x.in_backward:
+    if x.method == "full" and not x.in_backward and x.gpus == 1:
         yield "--in-backward", replace(x, in_backward=True)
     if x.optimizer != "adamw8bit":
         yield "--optimizer adamw8bit", replace(x, optimizer="adamw8bit")
@@ -105,9 +107,12 @@ def remedies(x: Setting) -> Iterator[tuple[str, Setting]]:
             yield f"--teacher-source {source}", replace(x, source=source)
     if x.method == "full":
         yield "--method lora", replace(x, method="lora", in_backward=False)
+    if not x.fsdp:
+        more = max(2, x.gpus)
+        yield f"--gpus {more} --fsdp", replace(x, gpus=more, fsdp=True, in_backward=False)
     least = replace(
-        x, checkpointing=True, in_backward=x.method == "full", optimizer="adamw8bit",
-        source="cached" if x.source.startswith("online") else x.source,
+        x, checkpointing=True, in_backward=x.method == "full" and x.gpus == 1,
+        optimizer="adamw8bit", source="cached" if x.source.startswith("online") else x.source,
     )  # fmt: skip
     if least != x:
-        yield "all of these but LoRA", least
+        yield "all of these but LoRA and more cards", least

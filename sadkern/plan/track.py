@@ -14,24 +14,34 @@ import math
 import tempfile
 import types
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from sadkern import backends, ops, projection, tiles
 from sadkern.backends import reference
 from sadkern.plan.models import config_of, empty_model, linear_layers
 from sadkern.plan.setting import Setting
+from sadkern.plan.sharded import ranks
 from sadkern.sides import Projection, TopK
 from sadkern.teacher import online
 from sadkern.train import SADConfig, SADTrainer, trainer
+from sadkern.train.setup import shard_teacher
 
+KINDS = {  # a tracker's, and what they are here
+    **dict.fromkeys(("PARAM", "BUFFER", "SHARDED_PARAM", "INP"), "weights"),
+    **dict.fromkeys(("GRAD", "SHARDED_GRAD"), "gradients"),
+    "OPT": "optimizer",
+}
 Step = Callable[[SADTrainer, Any, dict[str, Tensor]], Any]
 
 
@@ -48,38 +58,63 @@ class Tracked(NamedTuple):
 def tracked(setting: Setting, *, student: Any = None, step: Step | None = None) -> Tracked:
     """Of the second step, when the optimizer has its state. `student`: a config in place of that
     of the setting's. `step`: another than `SADTrainer`'s, given the trainer, its model and a batch;
-    its teacher is the trainer's."""
+    its teacher is the trainer's. ValueError: cards that share no weights, whose buckets are torch's
+    own business."""
+    if setting.gpus > 1 and not setting.fsdp:
+        raise ValueError("a step is tracked of one card or of FSDP2: expected --fsdp or --gpus 1")
     if setting.optimizer == "adamw8bit":
         _make_tables()
-    with _without_contents(), FakeTensorMode(allow_non_fake_inputs=True):
+    with ExitStack() as stack:
+        stack.enter_context(_without_contents())
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         made = trainer_of(setting, empty_model(student or config_of(setting.student)))
         model: Any = made.model
+        if setting.fsdp:
+            known = stack.enter_context(ranks(setting.gpus))
+            fsdp2_prepare_model(known, model)
+            shard_teacher(made.teacher, known)
         optimizer: Any = made.create_optimizer()
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad()
-        tracker = Tracker()
-        tracker.track_external(model, optimizer, *_held_by(made.teacher))
+        held = _held_by(made.teacher)
+        if setting.fsdp:
+            tracker: Any = ShardedTracker(model, optimizer)
+            tracker.track_inputs(tuple(x for y in held for x in (*y.parameters(), *y.buffers())))
+        else:
+            tracker = Tracker()
+            tracker.track_external(model, optimizer, *held)
         batch = batch_of(setting)
         with tracker:
             (step or training_step)(made, model, batch)
         (peak,) = tracker.get_tracker_snapshot("peak").values()
-    of = {str(kind).rpartition(".")[2]: count for kind, count in peak.items()}
-    known = (of["PARAM"] + of["BUFFER"], of["GRAD"], of["OPT"])
-    return Tracked(of["Total"], *known, of["Total"] - sum(known))
+    of: Counter[str] = Counter()
+    peak.pop("Total")
+    for kind, count in peak.items():
+        of[KINDS.get(str(kind).rpartition(".")[2], "rest")] += count
+    return Tracked(sum(of.values()), of["weights"], of["gradients"], of["optimizer"], of["rest"])
 
 
-class Tracker(MemTracker):
-    """That asks neither frozen weights for their gradients nor, at every operator, each module for
-    a peak of its own."""
+class _Brief:
+    """A tracker that does not, at every operator, ask each module for a peak of its own."""
+
+    memory_tracking: Any
 
     def _update_peak_stats(self, *args: Any) -> None:
-        modules: Any = self.memory_tracking
+        modules = self.memory_tracking
         self.memory_tracking = type(modules)()
-        super()._update_peak_stats(*args)
+        super()._update_peak_stats(*args)  # type: ignore[misc]
         self.memory_tracking = modules
+
+
+class ShardedTracker(_Brief, FSDPMemTracker):
+    """Of a rank under FSDP2."""
+
+
+class Tracker(_Brief, MemTracker):
+    """That does not ask frozen weights for their gradients."""
 
     def _track_module_params_and_buffers(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         nothing = types.SimpleNamespace(remove=lambda: None)
@@ -246,7 +281,8 @@ def _looked_into(tracker: Any, operator: Any, _: Any, args: Any = (), kwargs: An
         return ops.span_kl._init_fn(*args, **(kwargs or {}))
 
 
-torch.library.register_torch_dispatch("sadkern::span_kl", Tracker, _looked_into)
+for _tracker in (Tracker, ShardedTracker):
+    torch.library.register_torch_dispatch("sadkern::span_kl", _tracker, _looked_into)
 
 
 @contextmanager

@@ -129,7 +129,8 @@ class SADConfig(TrainingArguments):
         default=None,
         metadata={
             "help": "Batches whose signal the teacher makes ahead, beside the student's step; 0: "
-            "each when it is needed. Default: 1, or 0 where both would compute on the same CPU."
+            "each when it is needed. Default: 1, or 0 where both would compute on the same CPU or "
+            "share their weights among ranks (FSDP), whose messages have one order."
         },
     )
     remove_unused_columns: bool = field(

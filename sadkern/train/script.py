@@ -92,7 +92,11 @@ def _teacher(
         )  # fmt: skip
     elif script.teacher_model_name_or_path:
         offload = script.teacher_device == "offload"
-        device = args.device if offload else script.teacher_device or args.device
+        device = (
+            args.device
+            if offload
+            else script.teacher_device or ("cpu" if args.fsdp else args.device)
+        )
         sample = None
         if script.teacher_quantization:
             sample = prepare(records[:SAMPLE], tokenizer, **args.reading())

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from accelerate.utils import gather_object
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
 from sadkern.curriculum import difficulty
-from sadkern.forward import head_projection
+from sadkern.forward import head_projection, output_head
 from sadkern.sides import Projection
 from sadkern.spans import ACT, REASON
-from sadkern.teacher import TeacherSource, mean_entropies
+from sadkern.teacher import OnlineTeacher, TeacherSource, mean_entropies
 from sadkern.train.config import SADConfig
 
 
@@ -46,6 +47,22 @@ def projection_of(model: nn.Module) -> Projection:
         raise ValueError(f"{error}. Or projection=False, which takes its logits whole") from None
 
 
+def shard_teacher(teacher: TeacherSource, accelerator: Any) -> None:
+    """Spreads an online teacher's layers over the ranks, as FSDP2 does the student's. Its head,
+    which the loss needs whole, stays whole, and what is quantised or placed already stays there."""
+    model: Any = teacher.model if isinstance(teacher, OnlineTeacher) else None
+    placed = getattr(model, "hf_device_map", None) is not None
+    if model is None or placed or any(x.is_meta for x in model.parameters()):
+        return
+    plugin = accelerator.state.fsdp_plugin
+    ignored = plugin.ignored_modules
+    plugin.ignored_modules = [output_head(model).to(accelerator.device)]
+    try:
+        fsdp2_prepare_model(accelerator, model)
+    finally:
+        plugin.ignored_modules = ignored
+
+
 def forget_evaluation(trainer: Trainer) -> None:
     """Has the model be wrapped by `train` though `evaluate` came first.
 
@@ -72,8 +89,10 @@ def tell_difficulty(
     )
     entropy = None
     if args.curriculum_weights[2]:
+        # As many each, since a teacher that is shared needs all ranks at once.
+        share = range(args.process_index, len(examples) + args.process_index, args.world_size)
         own = mean_entropies(
-            teacher, examples[args.process_index :: args.world_size],
+            teacher, [examples[i % len(examples)] for i in share],
             batch_size=args.train_batch_size, device=args.device, temperature=args.temperature,
             progress=args.process_index == 0 and not args.disable_tqdm,
         )  # fmt: skip

@@ -31,6 +31,7 @@ from sadkern.train.setup import (
     check_one_device,
     forget_evaluation,
     projection_of,
+    shard_teacher,
     tell_difficulty,
 )
 from sadkern.train.stopping import Randomness, StopOnSignal, save_last_step
@@ -47,7 +48,8 @@ class SADTrainer(Trainer):
     Args:
         model: the student, a causal LM of transformers.
         teacher_model: a causal LM with the same tokenizer, which is frozen and put on the student's
-            device unless it is spread over devices already, or any `TeacherSource`.
+            device, or with FSDP shared among ranks as the student is, unless it is spread over
+            devices already; or any `TeacherSource`.
         args: a `SADConfig`.
         train_dataset, eval_dataset: trajectories, each a mapping with a "text" (segmented and
             tokenised here) or with "input_ids" and "span_ids".
@@ -88,7 +90,7 @@ class SADTrainer(Trainer):
         output_head(model)
         self._projection = projection_of(model) if args.projection else None
         if isinstance(teacher_model, nn.Module):
-            if getattr(teacher_model, "hf_device_map", None) is None:
+            if getattr(teacher_model, "hf_device_map", None) is None and not args.fsdp:
                 teacher_model.to(args.device)
             teacher_model = OnlineTeacher(teacher_model)
         self.teacher: TeacherSource = teacher_model
@@ -98,7 +100,8 @@ class SADTrainer(Trainer):
                 check_packs(self.teacher.model)
         depth = args.teacher_lookahead
         if depth is None:
-            depth = int(not (isinstance(self.teacher, OnlineTeacher) and args.device.type == "cpu"))
+            online = isinstance(self.teacher, OnlineTeacher)
+            depth = int(not (online and (args.fsdp or args.device.type == "cpu")))
         self._ahead = Ahead(self.teacher, depth)
         self._drawn: tuple[Any, Any] = (None, None)
 
@@ -128,6 +131,8 @@ class SADTrainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if self.is_fsdp_enabled:
+            shard_teacher(self.teacher, self.accelerator)
         # compute_loss divides by the counts of the whole accumulated batch itself. The second line
         # says so to versions of transformers that do not know the first.
         self.loss_is_scaled_for_ga = True
