@@ -18,9 +18,10 @@ from torch.distributed._tools.common_utils import get_untyped_storages
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
+from bench.peers import step_of
 from sadkern.cli import app
 from sadkern.plan import Setting, estimate, largest_batch, models, show
-from sadkern.plan.estimate import _states, counted
+from sadkern.plan.estimate import _states, compared, counted
 from sadkern.plan.track import FourBit, tracked
 from sadkern.train import SADConfig, SADTrainer
 
@@ -64,6 +65,42 @@ ON_CARDS = {
 WAYS |= {
     f"on {name}": {**way, "fsdp": True, "in_backward": False} for name, way in ON_CARDS.items()
 }
+
+
+PEERS = {
+    "eager logits": {"source": "online-4bit"},
+    "eager logits, cached": {"source": "cached"},
+    "TRL GKD": {"source": "online-4bit"},
+    "TRL stable": {"source": "online", "in_backward": False},
+    "Liger": {"source": "online", "in_backward": False},
+}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_what_others_take_is_within_5_percent_of_what_torch_tracks(name):
+    peer, _, _ = name.partition(",")
+    for prefix, library in {"TRL": "trl", "Liger": "liger_kernel"}.items():
+        if peer.startswith(prefix):
+            pytest.importorskip(library, reason=f"{library} is not installed")
+    setting = Setting(student="llama-7b:1", teacher="llama-13b:1", seq_len=1024, **PEERS[name])
+    found = compared(setting)[peer]
+    step = tracked(setting, step=step_of(peer))
+    assert found.peak == pytest.approx(step.peak, rel=0.05)
+
+
+def test_compared_with_others():
+    setting = Setting(student="llama-7b:3", teacher="llama-13b:3", seq_len=2048)
+    found = compared(setting)
+    assert list(found) == ["eager logits", "TRL GKD", "TRL stable", "Liger"]
+    assert {name: one.setting.source for name, one in found.items()} == {
+        "eager logits": "cached", "TRL GKD": "online", "TRL stable": "online", "Liger": "online",
+    }  # fmt: skip
+    # 12 bytes of each of the student's logits, for a cached teacher.
+    loss = next(one for one in found["eager logits"].moments if one.name == "the loss")
+    assert loss.loss - setting.rows * (64 * 8 + 8) == 12 * setting.tokens * 32000
+    shown = run("--student", "llama-7b:3", "--teacher", "llama-13b:3", "--compare").output
+    assert "TRL GKD" in shown
+    assert "Liger" in shown
 
 
 @pytest.mark.parametrize("way", WAYS)

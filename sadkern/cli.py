@@ -316,6 +316,9 @@ def plan(
     track: Annotated[
         bool, typer.Option(help="Also run the step on tensors without contents (a minute).")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option(help="Also with whole logits and with the losses of TRL and Liger.")
+    ] = False,
     json: Annotated[bool, typer.Option(help="Bytes, for machines.")] = False,
 ) -> None:
     """Work out what a training step takes of a GPU's memory, and whether it fits. No GPU needed.
@@ -333,7 +336,7 @@ def plan(
             optimizer=optimizer, in_backward=in_backward, checkpointing=checkpointing, batch=batch,
             seq_len=seq_len, supervised=supervised, k=k, rank=rank, gpus=gpus, fsdp=fsdp,
         )  # fmt: skip
-        run(setting, gpu, track=track, as_json=json)
+        run(setting, gpu, track=track, compare=compare, as_json=json)
 
 
 @contextmanager

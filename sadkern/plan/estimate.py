@@ -19,6 +19,7 @@ from torch import nn
 
 from sadkern.plan import track
 from sadkern.plan.models import config_of, empty_model, linear_layers, shallow
+from sadkern.plan.others import OTHERS, Sizes
 from sadkern.plan.setting import Setting
 from sadkern.projection import tile_bytes
 
@@ -82,9 +83,18 @@ class Layer(NamedTuple):
     gradients: int  # of its own weights by then
 
 
-def estimate(setting: Setting, device: str = "cuda") -> Estimate:
-    """On a kind of device, of which tiles depend. ValueError: a model that is not known."""
-    return Estimate(setting, tuple(_moments(setting, device)))
+def estimate(setting: Setting, device: str = "cuda", loss: str | None = None) -> Estimate:
+    """On a kind of device, of which tiles depend; `loss`: of `OTHERS`, in place of sadkern's.
+    ValueError: a model that is not known."""
+    return Estimate(setting, tuple(_moments(setting, device, loss)))
+
+
+def compared(setting: Setting) -> dict[str, Estimate]:
+    """With each of `OTHERS`, which but for the first need the teacher beside them."""
+    first, *rest = OTHERS
+    beside = setting if setting.source.startswith("online") else replace(setting, source="online")
+    found = {first: estimate(setting, loss=first)}
+    return found | {name: estimate(beside, loss=name) for name in rest}
 
 
 def largest_batch(setting: Setting, budget: int, most: int = 4096) -> int:
@@ -101,7 +111,7 @@ def largest_batch(setting: Setting, budget: int, most: int = 4096) -> int:
     return max(fits)
 
 
-def _moments(x: Setting, device: str) -> Iterator[Moment]:
+def _moments(x: Setting, device: str, other: str | None) -> Iterator[Moment]:
     student = counted(x.student)
     layer = _scaled(x)
     full = x.method == "full"
@@ -117,6 +127,10 @@ def _moments(x: Setting, device: str) -> Iterator[Moment]:
     inputs = BF16 * x.tokens * student.width  # of one layer
     kept = inputs if x.checkpointing else layer.kept
     signal, working = _loss(x, student, device)
+    if other is not None:
+        likely = x.source in ("cached", "served")
+        sizes = Sizes(x.tokens, x.rows, student.vocab, student.width, full, likely)
+        working = OTHERS[other](sizes)
     head = BF16 * student.head if full else 0
     whole = BF16 * student.head if shares > 1 else 0
 

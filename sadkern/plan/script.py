@@ -13,7 +13,7 @@ from sadkern.plan.setting import Setting
 from sadkern.plan.track import tracked
 
 
-def main(setting: Setting, gpu: str, *, track: bool, as_json: bool) -> None:
+def main(setting: Setting, gpu: str, *, track: bool, compare: bool, as_json: bool) -> None:
     """ValueError: a model, a card or a choice that is not known."""
     show.budget_of(gpu)
     found = estimate(setting)
@@ -22,7 +22,8 @@ def main(setting: Setting, gpu: str, *, track: bool, as_json: bool) -> None:
         with Console(stderr=True).status("tracking a step"):
             step = tracked(setting)
     if as_json:
-        json.dump(show.as_json(found, gpu, step), sys.stdout, indent=1)
+        json.dump(show.as_json(found, gpu, step, compare), sys.stdout, indent=1)
         print()
     else:
-        show.show(found, gpu, step, Console(width=None if sys.stdout.isatty() else 100))
+        console = Console(width=None if sys.stdout.isatty() else 100)
+        show.show(found, gpu, step, compare, console)

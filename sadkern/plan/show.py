@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sadkern.plan.estimate import Estimate, estimate, largest_batch
+from sadkern.plan.estimate import Estimate, compared, estimate, largest_batch
 from sadkern.plan.setting import GPUS, Setting
 from sadkern.plan.track import Tracked
 
@@ -50,9 +50,10 @@ def described(x: Setting) -> str:
     return ", ".join(parts)
 
 
-def as_json(found: Estimate, gpu: str, tracked: Tracked | None) -> dict[str, Any]:
+def as_json(found: Estimate, gpu: str, tracked: Tracked | None, compare: bool) -> dict[str, Any]:
     """Bytes."""
     budget = budget_of(gpu)
+    others = compared(found.setting) if compare else {}
     return {
         "setting": asdict(found.setting),
         "gpu": gpu,
@@ -62,10 +63,13 @@ def as_json(found: Estimate, gpu: str, tracked: Tracked | None) -> dict[str, Any
         "fits": found.peak <= budget,
         "largest_batch": largest_batch(found.setting, budget),
         "tracked": None if tracked is None else tracked._asdict(),
+        "others": {name: other.peak for name, other in others.items()},
     }
 
 
-def show(found: Estimate, gpu: str, tracked: Tracked | None, console: Console) -> None:
+def show(
+    found: Estimate, gpu: str, tracked: Tracked | None, compare: bool, console: Console
+) -> None:
     """Prints it."""
     budget, worst = budget_of(gpu), found.worst
     console.print(described(found.setting), highlight=False)
@@ -80,6 +84,8 @@ def show(found: Estimate, gpu: str, tracked: Tracked | None, console: Console) -
         table.add_row("tracked by torch", f"{tracked.peak / GIB:.2f}")
     table.add_row(f"of {gpu}, {LEFT / GIB:.0f} GiB left to CUDA", f"{budget / GIB:.2f}")
     console.print(table)
+    if compare:
+        show_others(found, budget, console)
     most = largest_batch(found.setting, budget)
     if found.peak <= budget:
         console.print(f"It fits, as do batches of up to {most}.", highlight=False)
@@ -92,6 +98,19 @@ def show(found: Estimate, gpu: str, tracked: Tracked | None, console: Console) -
             continue
         fits = "fits" if peak <= budget else "does not fit"
         console.print(f"  {change}: {peak / GIB:.2f} GiB, {fits}", highlight=False)
+
+
+def show_others(found: Estimate, budget: int, console: Console) -> None:
+    """The same step with other libraries' losses."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("with the loss of", "GiB", "of it the loss's", "fits", "teacher"):
+        table.add_column(name, justify="right" if "G" in name or "loss's" in name else "left")
+    for name, other in {"sadkern": found, **compared(found.setting)}.items():
+        loss = max(moment.loss for moment in other.moments)
+        fits = "yes" if other.peak <= budget else "no"
+        sizes = (f"{count / GIB:.2f}" for count in (other.peak, loss))
+        table.add_row(name, *sizes, fits, other.setting.source)
+    console.print(table)
 
 
 def remedies(x: Setting) -> Iterator[tuple[str, Setting]]:
