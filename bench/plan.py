@@ -58,9 +58,8 @@ def rows(student: str, teacher: str, progress: Progress) -> list[dict[str, Any]]
         if way in COMPARED and (length, batch) == (2048, 8):
             row["others"] = {}
             for name, other in compared(setting).items():
-                if other.setting == setting:  # with the same teacher
-                    step = tracked(setting, step=step_of(name))
-                    row["others"][name] = {"planned": other.peak, "tracked": step.peak}
+                step = tracked(other.setting, step=step_of(name))
+                row["others"][name] = {"planned": other.peak, "tracked": step.peak}
         found.append(row)
         progress.advance(task)
     return found
