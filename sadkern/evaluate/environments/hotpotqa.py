@@ -37,6 +37,7 @@ class HotPotQA:
             raise ValueError(
                 f"no HotPotQA question ({error!r}): expected id, question, answer and context"
             ) from None
+        self.record = question
         self._titles = {normalised(title): title for title in self.paragraphs}
         self._page: list[str] = []
         self._word = ""
@@ -62,6 +63,15 @@ class HotPotQA:
         said = f"Answer is {'CORRECT' if exact else 'INCORRECT'}"
         facts = {"answer": argument, "f1": f1}
         return Outcome(said, float(exact), done=True, success=exact, facts=facts)
+
+    @property
+    def admissible(self) -> list[str]:
+        """Searches for each title, look-ups of each word of the open page, and its own answers."""
+        words = sorted({word for said in self._page for word in normalised(said).split()})
+        kinds = ("Lookup", "Finish")
+        return [f"Search[{title}]" for title in self.paragraphs] + [
+            f"{kind}[{word}]" for kind in kinds for word in words
+        ]
 
     def close(self) -> None:
         pass

@@ -1,0 +1,116 @@
+"""ALFWorld's own engine, in text: `pip install 'sadkern[alfworld]'`.
+
+A game is a record with "id", "goal" and "pddl_problem", as `games` reads them or `alfworld_games`
+makes them. The engine's logic and grammar are those of the alfworld package.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sadkern.evaluate.environments import Outcome
+
+NOTHING = "Nothing happens."
+# Version 0.4 of the engine words three things otherwise than the one that trajectories were
+# published of.
+RECORDED_WORDS = {
+    '"move {o} to {r}"': '"put {o} in/on {r}"',
+    "You move the {o.name} to the {r.name}.": "You put the {o.name} in/on the {r.name}.",
+    "You arrive at {r.name}.": "You arrive at {lend.name}.",
+}
+
+
+class ALFWorld:
+    """`recorded_words`: says "put mug 1 in/on desk 1" as published trajectories do, rather than
+    "move mug 1 to desk 1". ImportError: alfworld is not installed. ValueError: no game."""
+
+    name = "alfworld"
+
+    def __init__(self, game: Mapping[str, Any], *, recorded_words: bool = True):
+        try:
+            self.task, goal = str(game["id"]), str(game["goal"])
+            problem = str(game["pddl_problem"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"no ALFWorld game ({error!r}): expected id, goal and pddl_problem"
+            ) from None
+        self.game = game
+        domain, grammar = _logic()
+        if recorded_words:
+            for said, recorded in RECORDED_WORDS.items():
+                grammar = grammar.replace(said, recorded)
+        self._folder = Path(tempfile.mkdtemp(prefix="alfworld-"))
+        written = {
+            "pddl_domain": domain,
+            "grammar": grammar.replace("UNKNOWN GOAL.", goal),
+            "pddl_problem": problem,
+            "solvable": True,
+        }
+        self._file = self._folder / "game.tw-pddl"
+        self._file.write_text(json.dumps(written))
+        self._engine: Any = None
+        self.state: Any = None
+
+    def reset(self) -> str:
+        if self._engine is None:
+            self._engine = _start(self._file)
+        self.state = self._engine.reset()
+        # Without the engine's welcome.
+        return "\n".join(self.state["feedback"].strip().split("\n\n")[1:])
+
+    def step(self, action: str) -> Outcome:
+        self.state, _, _ = self._engine.step(action)
+        seen, won = self.state["feedback"].strip(), bool(self.state["won"])
+        return Outcome(seen, float(won), done=won, success=won, invalid=seen == NOTHING)
+
+    @property
+    def admissible(self) -> list[str]:
+        """Actions that would do something now."""
+        return list(self.state["admissible_commands"])
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def games(path: Path | str) -> Iterator[dict[str, Any]]:
+    """Of a JSON-lines file, gzipped or not. ValueError: a line that is none."""
+    path = Path(path)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                game = json.loads(line)
+                yield {**game, "id": game["id"], "pddl_problem": game["pddl_problem"]}
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: no ALFWorld game ({error!r})") from None
+
+
+def _package() -> Any:
+    try:
+        import alfworld
+        import textworld  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"ALFWorld needs its engine ({error}): expected `pip install 'sadkern[alfworld]'`"
+        ) from None
+    return alfworld
+
+
+def _logic() -> tuple[str, str]:
+    folder = Path(_package().__file__).parent / "data"
+    return (folder / "alfred.pddl").read_text(), (folder / "alfred.twl2").read_text()
+
+
+def _start(file: Path) -> Any:
+    import textworld
+    from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+
+    infos = textworld.EnvInfos(won=True, admissible_commands=True, facts=True)
+    return textworld.start(str(file), infos, wrappers=[AlfredDemangler()])
