@@ -1,0 +1,142 @@
+"""Agents in environments: what ends an episode, and a model that acts as it was taught."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_models import small_model, small_tokenizer
+
+from sadkern.evaluate.agent import LanguageAgent, written
+from sadkern.evaluate.environments import Outcome
+from sadkern.evaluate.environments.hotpotqa import HotPotQA
+from sadkern.evaluate.play import Move, Running, play, play_together
+from sadkern.evaluate.scripted import perfect
+
+
+class Counting:
+    """Done after `goal` times "on"; "crash" crashes."""
+
+    name = "counting"
+
+    def __init__(self, goal):
+        self.goal, self.task, self.closed = goal, str(goal), False
+
+    def reset(self):
+        self.count = 0
+        if self.goal < 0:
+            raise RuntimeError("no such game")
+        return "go"
+
+    def step(self, action):
+        if action == "crash":
+            raise OSError("the engine is gone")
+        if action != "on":
+            return Outcome("what?", invalid=True)
+        self.count += 1
+        done = self.count == self.goal
+        return Outcome(f"{self.count}", float(done), done=done, success=done)
+
+    def close(self):
+        self.closed = True
+
+
+def saying(*actions):
+    moves = iter(actions)
+    return lambda seen: Move("", next(moves))
+
+
+@pytest.mark.parametrize(
+    ("goal", "actions", "failure", "turns"),
+    [
+        (2, ["on", "on"], "", 2),
+        (2, ["on", "off", "on"], "", 3),
+        (9, ["on"] * 9, "4 turns", 4),
+        (9, ["on", "x", "x", "x"], "3 invalid actions in a row", 4),
+        (9, ["on", "crash"], "OSError: the engine is gone", 2),
+        (9, ["on"], "StopIteration: ", 1),
+        (-1, [], "RuntimeError: no such game", 0),
+    ],
+)
+def test_what_ends_an_episode(goal, actions, failure, turns):
+    episode = play(Counting(goal), saying(*actions), max_turns=4, max_invalid=3)
+    assert (episode.failure, len(episode.turns)) == (failure, turns)
+    assert episode.success == (not failure)
+    assert episode.reward == float(not failure)
+
+
+def test_many_go_on_together():
+    envs = [Counting(goal) for goal in (3, 1, 2, -1, 5, 1)]
+    asked = []
+
+    def policy(episodes):
+        asked.append(len(episodes))
+        return [Move("", "on") for _ in episodes]
+
+    found = list(play_together((Running(env, max_turns=4) for env in envs), policy, 2))
+    assert [one.task for one in found] == ["1", "3", "2", "-1", "1", "5"]
+    assert [one.success for one in found] == [True, True, True, False, True, False]
+    assert (max(asked), sum(asked)) == (2, 3 + 1 + 2 + 4 + 1)
+    assert all(env.closed for env in envs)
+
+
+@pytest.mark.parametrize(
+    ("text", "thought", "action"),
+    [
+        ("Thought: a b\nAction: Search[x]\nObservation: made up", "a b", "Search[x]"),
+        ("Thought 2: a\nb\nAction 2: Lookup[y]\nThought 3: c", "a\nb", "Lookup[y]"),
+        ("Action: look", "", "look"),
+        ("Thought: only", "only", ""),
+        ("Reasoning: r\nAction: go to desk 1\n", "r", "go to desk 1"),
+        ("", "", ""),
+    ],
+)
+def test_what_a_model_wrote(text, thought, action):
+    assert written(text) == (thought, action)
+
+
+QUESTIONS = [
+    {
+        "id": str(i), "question": f"Who owns the {thing}?", "answer": name,
+        "supporting_facts": [[thing, 0]], "context": [[thing, [f"The {thing} is {name}'s."]]],
+    }
+    for i, (thing, name) in enumerate([("cat", "Ann"), ("dog", "Bob"), ("cow", "Eve")])
+]  # fmt: skip
+
+
+def test_a_model_acts_as_it_was_taught():
+    torch.manual_seed(0)
+    tokenizer = small_tokenizer()
+    taught = [play(env, perfect(env)) for env in map(HotPotQA, QUESTIONS)]
+    assert all(one.success for one in taught)
+    batch = tokenizer([one.text for one in taught], return_tensors="pt", padding=True)
+    model = small_model(0, hidden=64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    for _ in range(120):
+        loss = model(**batch, labels=labels).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    agent = LanguageAgent(model, tokenizer, max_new_tokens=60)
+    running = [Running(HotPotQA(question), max_turns=4) for question in QUESTIONS]
+    found = {one.task: one for one in play_together(running, agent, 2)}
+    for one in taught:
+        own = found[one.task]
+        assert own.success, own.text
+        assert own.text == one.text
+        assert [turn.thought_tokens for turn in own.turns] == [
+            len(tokenizer(turn.thought)["input_ids"]) for turn in one.turns
+        ]
+
+
+def test_a_transcript_too_long_keeps_its_task_and_its_end():
+    tokenizer, model = small_tokenizer(), small_model(0)
+    agent = LanguageAgent(model, tokenizer, prefix="x" * 400 + "\n", max_new_tokens=56)
+    episode = play(Counting(99), saying(*["on"] * 40), max_turns=40)
+    prompt = agent._prompt(episode)
+    assert len(prompt) == 256 - 56
+    text = tokenizer.decode(prompt)
+    assert text[:10] == "x" * 10
+    assert "x\ngo\n" in text
+    assert text.endswith("Action: on\nObservation: 40\n")
