@@ -1,0 +1,110 @@
+"""`sadkern eval` and `sadkern generate`: interrupted, scored again, kept."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small_models import small_model, small_tokenizer
+from test_agent import QUESTIONS
+from typer.testing import CliRunner
+
+from sadkern.cli import app
+from sadkern.evaluate import script
+from sadkern.evaluate.environments.hotpotqa import HotPotQA
+from sadkern.evaluate.episode import Log
+from sadkern.evaluate.play import Move
+from sadkern.evaluate.scripted import perfect
+from sadkern.evaluate.tasks import tasks_of
+
+
+@pytest.fixture
+def games(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(question) + "\n" for question in QUESTIONS))
+    return path
+
+
+class Knowing:
+    """Perfect but on "1"; dies after so many turns."""
+
+    def __init__(self, lives=99):
+        self.lives, self.policies = lives, {}
+        self.known = {question["id"]: HotPotQA(question) for question in QUESTIONS}
+
+    def __call__(self, episodes):
+        self.lives -= 1
+        if self.lives < 0:
+            raise KeyboardInterrupt
+        return [self.move(episode) for episode in episodes]
+
+    def move(self, episode):
+        if episode.task == "1":
+            return Move("hm", "Finish[nobody]", 1, 1)
+        key = episode.key
+        if not episode.turns:
+            self.policies[key] = perfect(self.known[episode.task])
+        return self.policies[key]("")
+
+
+def test_an_interrupted_run_goes_on(tmp_path, games):
+    tasks = tasks_of("hotpotqa", games, None, 0)
+    whole = script.run(Knowing(), tasks, tmp_path / "whole", samples=2, batch_size=2)
+    assert [episode.success for episode in whole].count(True) == 4
+    with pytest.raises(KeyboardInterrupt):
+        script.run(Knowing(lives=3), tasks, tmp_path / "cut", samples=2, batch_size=2)
+    before = Log(tmp_path / "cut" / script.LOG).episodes
+    assert 0 < len(before) < 6
+    rest = script.run(Knowing(), tasks, tmp_path / "cut", samples=2, batch_size=2)
+    assert rest[: len(before)] == before
+    assert {one.key: one for one in rest} == {one.key: one for one in whole}
+    # All is there: nobody is asked.
+    assert script.run(Knowing(lives=0), tasks, tmp_path / "cut", samples=2) == rest
+    assert script.keep_successful(rest, tmp_path / "cut") == 4
+    lines = (tmp_path / "cut" / script.KEPT).read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
+    assert {line["id"] for line in kept} == {f"hotpotqa:{i}:{n}" for i in (0, 2) for n in (0, 1)}
+    assert all("Action: Finish[" in line["text"] for line in kept)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(x) for x in arguments])
+
+
+def test_the_commands(tmp_path, games):
+    small_model(0).save_pretrained(tmp_path / "model")
+    small_tokenizer().save_pretrained(tmp_path / "model")
+    tasks = tasks_of("hotpotqa", games, None, 0)
+    script.run(Knowing(), tasks, tmp_path / "teacher")
+    common = ("--model", tmp_path / "model", "--env", "hotpotqa", "--games", games,
+              "--max-turns", 2, "--max-new-tokens", 8)  # fmt: skip
+    done = run("eval", *common, "--output", tmp_path / "out", "--teacher", tmp_path / "teacher")
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out" / script.SCORES).read_text())
+    scores = found["scores"]["hotpotqa"]
+    assert scores["success"]["value"] == 0  # it has learnt nothing
+    assert scores["success"]["episodes"] == scores["CoT match"]["episodes"] == 3
+    assert found["failures"] == {"2 turns": 3}
+    assert (tmp_path / "out" / script.PLOT).stat().st_size > 1000
+    assert "CoT match" in done.output
+    done = run("generate", *common, "--output", tmp_path / "kept", "--samples", 2)
+    assert done.exit_code == 0, done.output
+    assert "0 of 6 succeeded" in done.output
+    assert len(Log(tmp_path / "kept" / script.LOG).episodes) == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--env", "chess"], "env='chess': expected one of alfworld, hotpotqa, webshop"),
+        (["--env", "hotpotqa"], "HotPotQA's questions are in a file: expected --games"),
+        (["--env", "alfworld"], "ALFWorld's games are in a file: expected --games"),
+        (["--env", "webshop", "--games", "x"], "WebShop's goals are made here"),
+        (["--env", "hotpotqa", "--games", "none.jsonl"], "none.jsonl"),
+        (["--env", "webshop", "--teacher", "none.jsonl"], "none.jsonl: expected a log of episodes"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path, arguments, said):
+    done = run("eval", "--model", tmp_path / "none", "--output", tmp_path / "out", *arguments)
+    assert done.exit_code == 2
+    assert said in done.output

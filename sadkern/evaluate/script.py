@@ -1,0 +1,145 @@
+"""What `sadkern eval` and `sadkern generate` do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+
+from sadkern.evaluate.agent import LanguageAgent
+from sadkern.evaluate.episode import Episode, Log, read
+from sadkern.evaluate.metrics import Estimate, summary
+from sadkern.evaluate.play import Running, play_together
+from sadkern.evaluate.tasks import Task
+
+LOG, SCORES, PLOT, KEPT = "episodes.jsonl", "summary.json", "summary.png", "trajectories.jsonl"
+
+
+def load_agent(model: str, prompt: Path | None, seed: int, **options: Any) -> LanguageAgent:
+    """A folder's or a hub's; `seed`: of the tokens that are drawn. OSError, ValueError: it cannot
+    be loaded."""
+    set_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prefix = prompt.read_text(encoding="utf-8") if prompt else ""
+    return LanguageAgent(loaded.to(device).eval(), tokenizer, prefix, **options)
+
+
+def run(
+    agent: Any,
+    tasks: Sequence[Task],
+    output: Path,
+    *,
+    samples: int = 1,
+    batch_size: int = 8,
+    max_turns: int = 50,
+    max_invalid: int | None = None,
+) -> list[Episode]:
+    """Plays what the log in `output` has not; all of its episodes of these tasks."""
+    log = Log(output / LOG)
+    done = {episode.key for episode in log.episodes}
+    wanted = [(task, sample) for task in tasks for sample in range(samples)]
+    left = [one for one in wanted if (one[0].env, one[0].name, one[1]) not in done]
+
+    def running() -> Iterator[Running]:
+        for task, sample in left:
+            yield Running(
+                task.make(), max_turns=max_turns, max_invalid=max_invalid, sample=sample
+            )  # fmt: skip
+
+    console = Console(stderr=True)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("playing", total=len(wanted), completed=len(wanted) - len(left))
+        won = sum(episode.success for episode in log.episodes)
+        for episode in play_together(running(), agent, batch_size):
+            log.append(episode)
+            won += episode.success
+            progress.update(bar, advance=1, description=f"{won} of {len(log.episodes)} succeeded")
+    keys = {(task.env, task.name, sample) for task, sample in wanted}
+    return [episode for episode in log.episodes if episode.key in keys]
+
+
+def report(
+    episodes: Sequence[Episode], teacher: Sequence[Episode], tokenizer: Any, output: Path
+) -> None:
+    """A table, and in `output` the same as JSON and as a picture."""
+
+    def tokens(text: str) -> Sequence[Any]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    found = summary(episodes, teacher, tokens if tokenizer is not None else str.split)
+    scores = {
+        env: {name: one._asdict() for name, one in rows.items()} for env, rows in found.items()
+    }
+    failures: dict[str, int] = {}
+    for episode in episodes:
+        if episode.failure:
+            failures[episode.failure] = failures.get(episode.failure, 0) + 1
+    output.mkdir(parents=True, exist_ok=True)
+    written = {"scores": scores, "failures": failures}
+    (output / SCORES).write_text(json.dumps(written, indent=1) + "\n")
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    names = list(next(iter(found.values()), {}))
+    for name in names:
+        table.add_column(name, justify="right")
+    for env, rows in found.items():
+        table.add_row(env, *(_told(rows[name]) for name in names))
+    console = Console()
+    console.print(table)
+    console.print("(mean, and a 95 % interval over episodes by bootstrap)", highlight=False)
+    for failure, count in sorted(failures.items(), key=lambda pair: -pair[1])[:10]:
+        console.print(f"  {count} ended by: {failure}", highlight=False, markup=False)
+    if found:
+        plot(found, output / PLOT)
+
+
+def plot(found: dict[str, dict[str, Estimate]], path: Path) -> None:
+    """A panel a metric, a bar an environment, with its interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = list(next(iter(found.values())))
+    figure, axes = pyplot.subplots(1, len(names), figsize=(2.4 * len(names), 2.6), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        rows = [of[name] for of in found.values()]
+        values = [one.value for one in rows]
+        errors = [[one.value - one.low for one in rows], [one.high - one.value for one in rows]]
+        axis.bar(list(found), values, yerr=errors, capsize=3, color="#4878a8")
+        axis.set_title(name, fontsize=9)
+        axis.tick_params(labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def keep_successful(episodes: Sequence[Episode], output: Path) -> int:
+    """Writes what succeeded as trajectories to learn from; how many."""
+    kept = [episode for episode in episodes if episode.success]
+    lines = [
+        {"id": f"{one.env}:{one.task}:{one.sample}", "env": one.env, "text": one.text}
+        for one in kept
+    ]  # fmt: skip
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (output / KEPT).write_text(text, encoding="utf-8")
+    return len(kept)
+
+
+def teacher_of(paths: Sequence[Path]) -> list[Episode]:
+    """Of logs, or of the folders that they are in."""
+    return list(read(path / LOG if path.is_dir() else path for path in paths))
+
+
+def _told(one: Estimate) -> str:
+    return f"{one.value:.3g} ({one.low:.3g}-{one.high:.3g})" if one.episodes else "-"
