@@ -113,9 +113,9 @@ def test_words_of_the_engine_and_of_published_trajectories(known):
 
 
 def test_what_is_no_game_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"no ALFWorld game .*goal"):
+    with pytest.raises(ValueError, match=r"no ALFWorld game \(\['id'\]\): expected id, goal"):
         ALFWorld({"id": "x"})
     path = tmp_path / "games.jsonl"
-    path.write_text('{"id": "a", "pddl_problem": ""}\n{}\n')
+    path.write_text('{"id": "a", "goal": "b", "pddl_problem": ""}\n[]\n')
     with pytest.raises(ValueError, match=r"games.jsonl, line 2: no ALFWorld game"):
         list(games(path))

@@ -100,9 +100,12 @@ def play_together(
 ) -> Iterator[Episode]:
     """Each as it ends. So many go on at a time, and `policy` moves in all of them at once; each is
     begun when there is room, and its environment closed at its end."""
-    waiting, active = iter(episodes), []  # type: ignore[var-annotated]
+    waiting = iter(episodes)
+    active: list[Running] = []
     while True:
         active += islice(waiting, batch_size - len(active))
+        if not active:
+            return
         for running in active:
             if running.over:
                 running.env.close()
@@ -112,7 +115,3 @@ def play_together(
             moves = policy([running.episode for running in active])
             for running, move in zip(active, moves, strict=True):
                 running.do(move)
-        elif (nxt := next(waiting, None)) is None:
-            return
-        else:
-            active = [nxt]

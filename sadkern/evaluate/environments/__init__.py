@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,3 +42,16 @@ class Environment(Protocol):
     def close(self) -> None:
         """Lets go of what it holds."""
         ...
+
+
+def records(path: Path | str, make: Callable[[Any], T]) -> Iterator[T]:
+    """What `make` makes of each line of a JSON-lines file, gzipped or not. ValueError: a line that
+    is no JSON, or that it refuses, named."""
+    path = Path(path)
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                made = make(json.loads(line))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
+            yield made

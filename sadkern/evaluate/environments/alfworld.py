@@ -6,15 +6,14 @@ makes them. The engine's logic and grammar are those of the alfworld package.
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sadkern.evaluate.environments import Outcome
+from sadkern.evaluate.environments import Outcome, records
 
 NOTHING = "Nothing happens."
 # Version 0.4 of the engine words three things otherwise than the one that trajectories were
@@ -32,15 +31,9 @@ class ALFWorld:
 
     name = "alfworld"
 
-    def __init__(self, game: Mapping[str, Any], *, recorded_words: bool = True):
-        try:
-            self.task, goal = str(game["id"]), str(game["goal"])
-            problem = str(game["pddl_problem"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"no ALFWorld game ({error!r}): expected id, goal and pddl_problem"
-            ) from None
-        self.game = game
+    def __init__(self, game: dict[str, Any], *, recorded_words: bool = True):
+        self.game = _checked(game)
+        self.task, goal, problem = game["id"], game["goal"], game["pddl_problem"]
         domain, grammar = _logic()
         if recorded_words:
             for said, recorded in RECORDED_WORDS.items():
@@ -82,14 +75,14 @@ class ALFWorld:
 
 def games(path: Path | str) -> Iterator[dict[str, Any]]:
     """Of a JSON-lines file, gzipped or not. ValueError: a line that is none."""
-    path = Path(path)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                game = json.loads(line)
-                yield {**game, "id": game["id"], "pddl_problem": game["pddl_problem"]}
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: no ALFWorld game ({error!r})") from None
+    return records(path, _checked)
+
+
+def _checked(game: Any) -> dict[str, Any]:
+    if not isinstance(game, dict) or not {"id", "goal", "pddl_problem"} <= set(game):
+        said = sorted(game) if isinstance(game, dict) else type(game).__name__
+        raise ValueError(f"no ALFWorld game ({said}): expected id, goal and pddl_problem")
+    return game
 
 
 def _package() -> Any:

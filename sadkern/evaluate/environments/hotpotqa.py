@@ -7,8 +7,6 @@ Answers are scored as HotPotQA does: normalised, by exact match and by F1 over w
 from __future__ import annotations
 
 import difflib
-import gzip
-import json
 import re
 import string
 from collections import Counter
@@ -16,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sadkern.evaluate.environments import Outcome
+from sadkern.evaluate.environments import Outcome, records
 
 ACTION = re.compile(r"\s*(search|lookup|finish)\s*\[(.*)\]\s*", re.IGNORECASE | re.DOTALL)
 SIMILAR = 5  # titles that are named where none is exact
@@ -123,10 +121,4 @@ def f1_score(answer: str, gold: str) -> float:
 
 def questions(path: Path | str) -> Iterator[HotPotQA]:
     """Of a JSON-lines file, gzipped or not. ValueError: a line that is no question."""
-    path = Path(path)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield HotPotQA(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
+    return records(path, HotPotQA)
