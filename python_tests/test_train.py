@@ -461,6 +461,13 @@ def test_a_model_of_another_tokenizer_is_named(tmp_path, examples, student, teac
         )
 
 
+def test_a_teacher_that_ranks_share_is_not_asked_ahead(tmp_path, examples):
+    args = SADConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", teacher_lookahead=2)
+    args.fsdp = True
+    with pytest.raises(ValueError, match=r"teacher_lookahead=2 with FSDP: expected 0"):
+        SADTrainer(small_model(0), small_model(1), args, train_dataset=examples)
+
+
 def test_a_student_cannot_be_its_own_teacher(tmp_path, examples):
     model = small_model(0)
     with pytest.raises(ValueError, match="the teacher is the student itself"):

@@ -92,11 +92,10 @@ def _teacher(
         )  # fmt: skip
     elif script.teacher_model_name_or_path:
         offload = script.teacher_device == "offload"
-        device = (
-            args.device
-            if offload
-            else script.teacher_device or ("cpu" if args.fsdp else args.device)
-        )
+        # One that ranks are to share is whole in the host's memory alone.
+        shared = args.fsdp and not offload and not script.teacher_quantization
+        here = "cpu" if shared else args.device
+        device = here if offload else script.teacher_device or here
         sample = None
         if script.teacher_quantization:
             sample = prepare(records[:SAMPLE], tokenizer, **args.reading())

@@ -98,10 +98,14 @@ class SADTrainer(Trainer):
             check_packs(model)
             if isinstance(self.teacher, OnlineTeacher):
                 check_packs(self.teacher.model)
-        depth = args.teacher_lookahead
+        depth, online = args.teacher_lookahead, isinstance(self.teacher, OnlineTeacher)
         if depth is None:
-            online = isinstance(self.teacher, OnlineTeacher)
             depth = int(not (online and (args.fsdp or args.device.type == "cpu")))
+        if depth and online and args.fsdp:
+            raise ValueError(
+                f"teacher_lookahead={depth} with FSDP: expected 0, since a teacher that ranks "
+                "share and the student beside it would send their messages in no order"
+            )
         self._ahead = Ahead(self.teacher, depth)
         self._drawn: tuple[Any, Any] = (None, None)
 
