@@ -106,7 +106,9 @@ def _alfworld(env: ALFWorld) -> Iterator[tuple[str, str]]:
         yield f"Now it belongs to {goal}.", f"go to {goal}"
         if Facts(env).closed(goal):
             yield f"{goal} is closed.", f"open {goal}"
-        put = next(x for x in env.admissible if x.startswith(("put", "move")) and thing in x)
+        # Not just anywhere near: a dresser's drawers are where it is.
+        puts = (f"put {thing} in/on {goal}", f"move {thing} to {goal}")
+        put = next(said for said in puts if said in env.admissible)
         yield f"I put {thing} there.", put
 
 
