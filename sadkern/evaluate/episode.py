@@ -74,11 +74,8 @@ class Log:
     def __init__(self, path: Path | str):
         self.path = Path(path)
         self.episodes: list[Episode] = []
-        if self.path.exists():
-            whole = self._read()
-            if whole < self.path.stat().st_size:
-                with self.path.open("r+b") as file:
-                    file.truncate(whole)
+        self._keys: set[tuple[str, str, int]] = set()
+        self._whole = self._read() if self.path.exists() else 0
 
     def _read(self) -> int:
         """Bytes that are episodes."""
@@ -88,7 +85,7 @@ class Log:
             try:
                 if not line.endswith(b"\n"):
                     raise ValueError("it does not end")
-                self.episodes.append(episode_of(json.loads(line)))
+                self._add(episode_of(json.loads(line)))
             except (ValueError, TypeError, KeyError) as error:
                 if number == len(lines):
                     break
@@ -97,14 +94,21 @@ class Log:
         return whole
 
     def __contains__(self, key: tuple[str, str, int]) -> bool:
-        return any(episode.key == key for episode in self.episodes)
+        return key in self._keys
 
     def append(self, episode: Episode) -> None:
         """On the disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(episode), ensure_ascii=False) + "\n")
+        line = (json.dumps(asdict(episode), ensure_ascii=False) + "\n").encode()
+        with self.path.open("ab") as file:
+            file.truncate(self._whole)  # of what was cut short
+            file.write(line)
+        self._whole += len(line)
+        self._add(episode)
+
+    def _add(self, episode: Episode) -> None:
         self.episodes.append(episode)
+        self._keys.add(episode.key)
 
 
 def episode_of(record: dict[str, Any]) -> Episode:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,15 @@ def run(
 ) -> list[Episode]:
     """Plays what the log in `output` has not; all of its episodes of these tasks."""
     log = Log(output / LOG)
-    done = {episode.key for episode in log.episodes}
-    wanted = [(task, sample) for task in tasks for sample in range(samples)]
-    left = [one for one in wanted if (one[0].env, one[0].name, one[1]) not in done]
+    wanted = {
+        (task.env, task.name, sample): task for task in tasks for sample in range(samples)
+    }  # fmt: skip
+    left = [key for key in wanted if key not in log]
 
     def running() -> Iterator[Running]:
-        for task, sample in left:
-            yield Running(
-                task.make(), max_turns=max_turns, max_invalid=max_invalid, sample=sample
-            )  # fmt: skip
+        for key in left:
+            env = wanted[key].make()
+            yield Running(env, max_turns=max_turns, max_invalid=max_invalid, sample=key[-1])
 
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
@@ -64,8 +65,7 @@ def run(
             log.append(episode)
             won += episode.success
             progress.update(bar, advance=1, description=f"{won} of {len(log.episodes)} succeeded")
-    keys = {(task.env, task.name, sample) for task, sample in wanted}
-    return [episode for episode in log.episodes if episode.key in keys]
+    return [episode for episode in log.episodes if episode.key in wanted]
 
 
 def report(
@@ -76,14 +76,11 @@ def report(
     def tokens(text: str) -> Sequence[Any]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    found = summary(episodes, teacher, tokens if tokenizer is not None else str.split)
+    found = summary(episodes, teacher, tokens)
     scores = {
         env: {name: one._asdict() for name, one in rows.items()} for env, rows in found.items()
     }
-    failures: dict[str, int] = {}
-    for episode in episodes:
-        if episode.failure:
-            failures[episode.failure] = failures.get(episode.failure, 0) + 1
+    failures = Counter(episode.failure for episode in episodes if episode.failure)
     output.mkdir(parents=True, exist_ok=True)
     written = {"scores": scores, "failures": failures}
     (output / SCORES).write_text(json.dumps(written, indent=1) + "\n")
@@ -97,7 +94,7 @@ def report(
     console = Console()
     console.print(table)
     console.print("(mean, and a 95 % interval over episodes by bootstrap)", highlight=False)
-    for failure, count in sorted(failures.items(), key=lambda pair: -pair[1])[:10]:
+    for failure, count in failures.most_common(10):
         console.print(f"  {count} ended by: {failure}", highlight=False, markup=False)
     if found:
         plot(found, output / PLOT)
