@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from sadkern.data import inputs_of
 from sadkern.forward import output_head, supervised_hidden
 from sadkern.plan.track import Step, finish_step
 
@@ -94,12 +95,11 @@ def _without_kernels(stack: ExitStack) -> None:
 
 
 def _logits(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    return model(**inputs, use_cache=False).logits
+    return model(**inputs_of(batch), use_cache=False).logits
 
 
 def _hidden(made: Any, model: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Any]:
-    rows, inputs = batch["rows"], {name: batch[name] for name in ("input_ids", "attention_mask")}
+    rows, inputs = batch["rows"], inputs_of(batch)
     theirs = made.teacher(rows, **inputs)
     head: Any = output_head(model)
     return supervised_hidden(model, rows, **inputs), head.weight, theirs
