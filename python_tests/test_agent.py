@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_models import small_model, small_tokenizer
+from small_models import V, small_model, small_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from sadkern.evaluate.agent import LanguageAgent, written
 from sadkern.evaluate.environments import Outcome
 from sadkern.evaluate.environments.hotpotqa import HotPotQA
 from sadkern.evaluate.play import Move, Running, play, play_together
 from sadkern.evaluate.scripted import perfect
+from sadkern.evaluate.transcripts import Transcripts
 
 
 class Counting:
@@ -128,6 +130,46 @@ def test_a_model_acts_as_it_was_taught():
         assert [turn.thought_tokens for turn in own.turns] == [
             len(tokenizer(turn.thought)["input_ids"]) for turn in one.turns
         ]
+
+
+class Unkept(LanguageAgent):
+    """Reads each transcript whole."""
+
+    def __call__(self, episodes):
+        self._transcripts = Transcripts(self.model, self._padding)
+        return super().__call__(episodes)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_what_was_read_is_not_read_again(kind):
+    """Episodes of unlike length that begin and end at unlike times, with a context that overflows:
+    the same moves as of an agent that reads all each time, from fewer tokens."""
+    tokenizer = small_tokenizer()
+    torch.manual_seed(1)
+    if kind == "llama":
+        model = small_model(1, hidden=64)
+    else:
+        config = GPT2Config(vocab_size=V, n_embd=64, n_layer=2, n_head=4, n_positions=256)
+        model = GPT2LMHeadModel(config).eval()
+    with torch.no_grad():  # sure of itself, so that no two tokens are as good
+        for weight in model.parameters():
+            weight.mul_(3)
+    read = [0]
+    model.register_forward_pre_hook(
+        lambda _, __, inputs: read.append(read.pop() + inputs["input_ids"].numel()),
+        with_kwargs=True,
+    )
+    moves, counts = [], []
+    for agent in (LanguageAgent, Unkept):
+        read[0] = 0
+        running = [Running(Counting(99 - n), max_turns=3 + n) for n in range(5)]
+        policy = agent(model, tokenizer, max_new_tokens=12)
+        found = play_together(running, policy, 3)
+        moves.append({one.task: [(t.thought, t.action) for t in one.turns] for one in found})
+        counts.append(read[0])
+    assert moves[0] == moves[1]
+    assert len({str(turns) for turns in moves[0].values()}) > 1
+    assert counts[0] < 0.7 * counts[1]
 
 
 def test_a_transcript_too_long_keeps_its_task_and_its_end():

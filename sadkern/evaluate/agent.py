@@ -13,6 +13,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from sadkern.evaluate.episode import Episode
 from sadkern.evaluate.play import Move
+from sadkern.evaluate.transcripts import Transcripts
 
 THOUGHT = re.compile(r"\s*(Thought|Reasoning)[ \d]*:", re.IGNORECASE)
 ACTION = re.compile(r"(?:^|\n)\s*Action[ \d]*:", re.IGNORECASE)
@@ -31,24 +32,22 @@ class LanguageAgent:
     temperature: float = 0.0
     top_p: float = 1.0
 
+    def __post_init__(self) -> None:
+        pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
+        self._padding = next((token for token in (pad, eos) if token is not None), 0)
+        self._transcripts = Transcripts(self.model, self._padding)
+
     def __call__(self, episodes: Sequence[Episode]) -> list[Move]:
         """The next move of each, all at once."""
-        prompts = [self._prompt(episode) for episode in episodes]
-        length = max(len(prompt) for prompt in prompts)
-        pad = self.tokenizer.pad_token_id
-        pad = self.tokenizer.eos_token_id if pad is None else pad
-        ids = torch.full((len(prompts), length), 0 if pad is None else pad)
-        mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompts):
-            ids[row, length - len(prompt) :] = torch.as_tensor(prompt)
-            mask[row, length - len(prompt) :] = 1
+        batch = self._transcripts.batch({one.key: self._prompt(one) for one in episodes})
+        length = batch.input_ids.shape[1]
         drawing = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature else {}
         made = self.model.generate(
-            input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device),
-            max_new_tokens=self.max_new_tokens, do_sample=bool(self.temperature), **drawing,
-            pad_token_id=0 if pad is None else pad,
+            **self._transcripts.inputs(batch), max_new_tokens=self.max_new_tokens,
+            do_sample=bool(self.temperature), **drawing, pad_token_id=self._padding,
             stopping_criteria=StoppingCriteriaList([_ActionWritten(self.tokenizer, length)]),
         )  # fmt: skip
+        self._transcripts.keep(batch, made)
         texts = self.tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
         return [self._move(text) for text in texts]
 

@@ -7,9 +7,11 @@ makes them. The engine's logic and grammar are those of the alfworld package.
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +103,38 @@ def _logic() -> tuple[str, str]:
     return (folder / "alfred.pddl").read_text(), (folder / "alfred.twl2").read_text()
 
 
+GAMES_KEPT = 128  # translations of the last games, about 9 MB each
+
+
+@cache
+def _quicken() -> None:
+    """Has the engine do once what it repeats with the same result: parse the few sentences of its
+    grammar for each command that could be given, and translate a game, four times where one does
+    since nothing here asks its planner."""
+    import fast_downward
+    from textworld.envs.pddl import textgen
+    from textworld.logic import Rule
+
+    parse, translate = textgen._parse_and_convert, fast_downward.pddl2sas
+
+    @cache
+    def parsed(text: str, rule_name: str) -> bytes:
+        return pickle.dumps(parse(text, rule_name=rule_name))
+
+    @lru_cache(GAMES_KEPT)
+    def translated(domain: str, problem: str) -> Any:
+        return translate(domain, problem)
+
+    # What is made of a sentence is changed by its use.
+    textgen._parse_and_convert = lambda text, rule_name, **_: pickle.loads(parsed(text, rule_name))
+    Rule.parse_conjunctive_query = cache(Rule.parse_conjunctive_query)
+    fast_downward.pddl2sas = lambda domain, problem, **_: translated(domain, problem)
+
+
 def _start(file: Path) -> Any:
     import textworld
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
 
+    _quicken()
     infos = textworld.EnvInfos(won=True, admissible_commands=True, facts=True)
     return textworld.start(str(file), infos, wrappers=[AlfredDemangler()])

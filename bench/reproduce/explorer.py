@@ -1,0 +1,162 @@
+"""An agent for ALFWorld that is given nothing but text: it searches where things usually are, and
+says before every action why. Its episodes are what the teacher learns from."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Generator, Iterator
+
+from sadkern.evaluate.environments.alfworld_games import HOMES
+from sadkern.evaluate.play import Move, Policy
+
+NAME = re.compile(r"[a-z]+ \d+")
+GOALS = (  # of a task's wording; what is found in it
+    (re.compile(r"(?:look at|examine the) (?P<o>\w+) (?:under|with) the (?P<lamp>\w+)"), "examine"),
+    (re.compile(r"(?:find|put) two (?P<o>\w+) (?:and put them )?in (?P<r>\w+)"), "two"),
+    (re.compile(r"put a (?P<how>clean|hot|cool) (?P<o>\w+) in (?P<r>\w+)"), "treat"),
+    (re.compile(r"(?P<how>clean|heat|cool) some (?P<o>\w+) and put it in (?P<r>\w+)"), "treat"),
+    (re.compile(r"put (?:a|some) (?P<o>\w+) (?:in|on) (?P<r>\w+)"), "put"),
+)
+TREATMENTS = {
+    "clean": ("clean", "sinkbasin"),
+    "heat": ("heat", "microwave"),
+    "hot": ("heat", "microwave"),
+    "cool": ("cool", "fridge"),
+}
+LIKELY = {o.lower(): homes.lower().split() for o, homes in HOMES.items()}
+
+FIRST = (
+    "I need to find a {kind}. It may be at a {home}, so I go to {place}.",
+    "First I look for a {kind}. I try a {home}, which is {place}.",
+)
+NEXT = (
+    "There is no {kind} here. I look at {place} next.",
+    "I see no {kind} at {here}, so I try {place}.",
+)
+CLOSED = ("{place} is closed, so I open it.", "I have to open {place} to see what is in it.")
+FOUND = ("I see {thing} here. I take it.", "Here is {thing}, which I need. I take it.")
+KNOWN = ("I have seen {thing} at {place}, so I go there.",)
+TREAT_GO = (
+    "I have {thing}. I have to {verb} it, so I go to {place}.",
+    "Now I {verb} {thing}. For that I go to {place}.",
+)
+TREAT = ("I am at {place}, so I {verb} {thing} here.",)
+BRING = (
+    "Now I bring {thing} to {place}.",
+    "The {kind} belongs to {home}, so I go to {place}.",
+)
+PUT = ("I am at {place}. I put {thing} here.",)
+LAMP = (
+    "I have {thing}. Now I need a {lamp}, so I go to {place}.",
+    "Now I look for a {lamp}. I try {place}.",
+)
+LIGHT = ("Here is {thing}. I turn it on.",)
+
+Step = tuple[str, str]
+Steps = Generator[Step, str, None]
+
+
+class _Explorer:
+    """It remembers what it has seen where, and what it has looked into."""
+
+    def __init__(self, opening: str, rng: random.Random):
+        room, _, task = opening.partition("Your task is to: ")
+        self.rng = rng
+        self.places: list[str] = sorted(
+            NAME.findall(room), key=lambda name: (name.split()[0], int(name.split()[1]))
+        )
+        match, self.kind = next(
+            (found, kind) for pattern, kind in GOALS if (found := pattern.match(task))
+        )
+        self.asked = match.groupdict()
+        self.seen: dict[str, str] = {}
+        self.looked: list[str] = []
+        self.here = ""
+
+    def say(self, options: tuple[str, ...], **words: str) -> str:
+        return self.rng.choice(options).format(here=self.here, **words)
+
+    def go(self, thought: str, place: str) -> Steps:
+        seen = yield thought, f"go to {place}"
+        self.here = place
+        if seen.endswith("is closed."):
+            seen = yield self.say(CLOSED, place=place), f"open {place}"
+        self.looked.append(place)
+        _, _, there = seen.partition("you see ")
+        self.seen.update(dict.fromkeys(NAME.findall(there), place))
+
+    def known(self, kind: str, but: str) -> str:
+        """One that was seen, other than where it is to go."""
+        return next(
+            (x for x, at in self.seen.items() if x.split()[0] == kind and at.split()[0] != but), ""
+        )
+
+    def find(self, kind: str, target: str, opening: tuple[str, ...], **words: str) -> Steps:
+        """Until one is seen, and then to it."""
+        homes = LIKELY.get(kind, [])
+        likely = [p for home in homes for p in self.places if p.split()[0] == home != target]
+        rest = [p for p in self.places if p not in likely and p.split()[0] != target]
+        for place in likely + rest:
+            if self.known(kind, target):
+                break
+            if place not in self.looked:
+                said = self.say(opening, kind=kind, place=place, home=place.split()[0], **words)
+                yield from self.go(said, place)
+                opening = NEXT
+        thing = self.known(kind, target)
+        if thing and self.seen[thing] != self.here:
+            place = self.seen[thing]
+            yield from self.go(self.say(KNOWN, thing=thing, place=place), place)
+
+    def fetch(self, kind: str, target: str) -> Generator[Step, str, str]:
+        yield from self.find(kind, target, FIRST)
+        thing = self.known(kind, target)
+        yield self.say(FOUND, thing=thing), f"take {thing} from {self.here}"
+        del self.seen[thing]
+        return thing
+
+    def bring(self, thing: str, kind: str, target: str) -> Steps:
+        place = next(p for p in self.places if p.split()[0] == target)
+        if self.here != place:
+            said = self.say(BRING, thing=thing, place=place, kind=kind, home=target)
+            yield from self.go(said, place)
+        yield self.say(PUT, thing=thing, place=place), f"put {thing} in/on {place}"
+        self.seen[thing] = place
+
+    def play(self) -> Steps:
+        kind, target = self.asked["o"], self.asked.get("r", "")
+        for _ in range(2 if self.kind == "two" else 1):
+            # What has to be treated first may stand where it is to go.
+            thing = yield from self.fetch(kind, "" if self.kind == "treat" else target)
+            if self.kind == "examine":
+                lamp = self.asked["lamp"]
+                yield from self.find(lamp, "", LAMP, thing=thing, lamp=lamp)
+                light = self.known(lamp, "")
+                yield self.say(LIGHT, thing=light), f"use {light}"
+                return
+            if self.kind == "treat":
+                verb, where = TREATMENTS[self.asked["how"]]
+                place = next(p for p in self.places if p.split()[0] == where)
+                if self.here != place:
+                    said = self.say(TREAT_GO, thing=thing, verb=verb, place=place)
+                    yield from self.go(said, place)
+                said = self.say(TREAT, place=place, verb=verb, thing=thing)
+                yield said, f"{verb} {thing} with {place}"
+            yield from self.bring(thing, kind, target)
+
+
+def explorer(seed: object) -> Policy:
+    """Of one episode; `seed` draws its words. StopIteration, which ends it: it knows no further."""
+    steps: Iterator[Step] | None = None
+
+    def move(seen: str) -> Move:
+        nonlocal steps
+        if steps is None:
+            steps = _Explorer(seen, random.Random(f"explorer {seed}")).play()
+            thought, action = next(steps)
+        else:
+            thought, action = steps.send(seen)  # type: ignore[attr-defined]
+        return Move(thought, action, len(thought.split()), len(action.split()))
+
+    return move
