@@ -98,7 +98,6 @@ def test_the_commands(tmp_path, games):
     [
         (["--env", "chess"], "env='chess': expected one of alfworld, hotpotqa, webshop"),
         (["--env", "hotpotqa"], "HotPotQA's questions are in a file: expected --games"),
-        (["--env", "alfworld"], "ALFWorld's games are in a file: expected --games"),
         (["--env", "webshop", "--games", "x"], "WebShop's goals are made here"),
         (["--env", "hotpotqa", "--games", "none.jsonl"], "none.jsonl"),
         (["--env", "webshop", "--teacher", "none.jsonl"], "none.jsonl: expected a log of episodes"),

@@ -26,32 +26,23 @@ TREATMENTS = {
 }
 LIKELY = {o.lower(): homes.lower().split() for o, homes in HOMES.items()}
 
-FIRST = (
-    "I need to find a {kind}. It may be at a {home}, so I go to {place}.",
-    "First I look for a {kind}. I try a {home}, which is {place}.",
-)
-NEXT = (
-    "There is no {kind} here. I look at {place} next.",
-    "I see no {kind} at {here}, so I try {place}.",
-)
-CLOSED = ("{place} is closed, so I open it.", "I have to open {place} to see what is in it.")
-FOUND = ("I see {thing} here. I take it.", "Here is {thing}, which I need. I take it.")
+# What is looked for is named first: whether it is here is then seen by a look at what is.
+LOOK_FOR = ("I look for a {kind}. ", "I need a {kind}. ")
+FIRST = ("It may be at {place}, so I go there.", "I try {place} first.")
+NEXT = ("It is not here, so I go to {place}.", "There is none at {here}. I try {place} next.")
+FOUND = ("I see {thing}, so I take it.", "There is {thing}. I take it.")
+LIT = ("I see {thing}, so I turn it on.", "There is {thing}. I turn it on.")
 KNOWN = ("I have seen {thing} at {place}, so I go there.",)
+CLOSED = ("{place} is closed, so I open it.", "I have to open {place} to see what is in it.")
+ASTRAY = ("Nothing happens there, so I go to {place}.", "That is not here. I go to {place}.")
 TREAT_GO = (
     "I have {thing}. I have to {verb} it, so I go to {place}.",
     "Now I {verb} {thing}. For that I go to {place}.",
 )
 TREAT = ("I am at {place}, so I {verb} {thing} here.",)
-BRING = (
-    "Now I bring {thing} to {place}.",
-    "The {kind} belongs to {home}, so I go to {place}.",
-)
+BRING = ("Now I bring {thing} to {place}.", "{thing} belongs to {place}, so I go there.")
 PUT = ("I am at {place}. I put {thing} here.",)
-LAMP = (
-    "I have {thing}. Now I need a {lamp}, so I go to {place}.",
-    "Now I look for a {lamp}. I try {place}.",
-)
-LIGHT = ("Here is {thing}. I turn it on.",)
+STUMBLES = 0.05  # the chance that it misnames where it goes, so that mending that is seen too
 
 Step = tuple[str, str]
 Steps = Generator[Step, str, None]
@@ -78,6 +69,10 @@ class _Explorer:
         return self.rng.choice(options).format(here=self.here, **words)
 
     def go(self, thought: str, place: str) -> Steps:
+        wrong = f"{place.split()[0]} {self.rng.randint(1, 9)}"
+        if wrong not in self.places and self.rng.random() < STUMBLES:
+            yield thought.replace(place, wrong), f"go to {wrong}"
+            thought = self.say(ASTRAY, place=place)
         seen = yield thought, f"go to {place}"
         self.here = place
         if seen.endswith("is closed."):
@@ -92,8 +87,9 @@ class _Explorer:
             (x for x, at in self.seen.items() if x.split()[0] == kind and at.split()[0] != but), ""
         )
 
-    def find(self, kind: str, target: str, opening: tuple[str, ...], **words: str) -> Steps:
-        """Until one is seen, and then to it."""
+    def find(self, kind: str, target: str) -> Generator[Step, str, str]:
+        """Until one is seen, and then to it; which it is."""
+        looking = tuple(first + "{said}" for first in LOOK_FOR)
         homes = LIKELY.get(kind, [])
         likely = [p for home in homes for p in self.places if p.split()[0] == home != target]
         rest = [p for p in self.places if p not in likely and p.split()[0] != target]
@@ -101,26 +97,29 @@ class _Explorer:
             if self.known(kind, target):
                 break
             if place not in self.looked:
-                said = self.say(opening, kind=kind, place=place, home=place.split()[0], **words)
-                yield from self.go(said, place)
-                opening = NEXT
+                said = self.say(NEXT if self.here else FIRST, place=place)
+                yield from self.go(self.say(looking, kind=kind, said=said), place)
         thing = self.known(kind, target)
         if thing and self.seen[thing] != self.here:
             place = self.seen[thing]
-            yield from self.go(self.say(KNOWN, thing=thing, place=place), place)
+            said = self.say(KNOWN, thing=thing, place=place)
+            yield from self.go(self.say(looking, kind=kind, said=said), place)
+        return thing
 
-    def fetch(self, kind: str, target: str) -> Generator[Step, str, str]:
-        yield from self.find(kind, target, FIRST)
-        thing = self.known(kind, target)
-        yield self.say(FOUND, thing=thing), f"take {thing} from {self.here}"
+    def use(
+        self, kind: str, target: str, options: tuple[str, ...], action: str
+    ) -> Generator[Step, str, str]:
+        """Finds one and does this with it."""
+        thing = yield from self.find(kind, target)
+        said = self.say(LOOK_FOR, kind=kind) + self.say(options, thing=thing)
+        yield said, action.format(thing=thing, here=self.here)
         del self.seen[thing]
         return thing
 
-    def bring(self, thing: str, kind: str, target: str) -> Steps:
+    def bring(self, thing: str, target: str) -> Steps:
         place = next(p for p in self.places if p.split()[0] == target)
         if self.here != place:
-            said = self.say(BRING, thing=thing, place=place, kind=kind, home=target)
-            yield from self.go(said, place)
+            yield from self.go(self.say(BRING, thing=thing, place=place), place)
         yield self.say(PUT, thing=thing, place=place), f"put {thing} in/on {place}"
         self.seen[thing] = place
 
@@ -128,12 +127,10 @@ class _Explorer:
         kind, target = self.asked["o"], self.asked.get("r", "")
         for _ in range(2 if self.kind == "two" else 1):
             # What has to be treated first may stand where it is to go.
-            thing = yield from self.fetch(kind, "" if self.kind == "treat" else target)
+            but = "" if self.kind == "treat" else target
+            thing = yield from self.use(kind, but, FOUND, "take {thing} from {here}")
             if self.kind == "examine":
-                lamp = self.asked["lamp"]
-                yield from self.find(lamp, "", LAMP, thing=thing, lamp=lamp)
-                light = self.known(lamp, "")
-                yield self.say(LIGHT, thing=light), f"use {light}"
+                yield from self.use(self.asked["lamp"], "", LIT, "use {thing}")
                 return
             if self.kind == "treat":
                 verb, where = TREATMENTS[self.asked["how"]]
@@ -143,7 +140,7 @@ class _Explorer:
                     yield from self.go(said, place)
                 said = self.say(TREAT, place=place, verb=verb, thing=thing)
                 yield said, f"{verb} {thing} with {place}"
-            yield from self.bring(thing, kind, target)
+            yield from self.bring(thing, target)
 
 
 def explorer(seed: object) -> Policy:

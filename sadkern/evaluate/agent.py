@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,15 +14,16 @@ from sadkern.evaluate.episode import Episode
 from sadkern.evaluate.play import Move
 from sadkern.evaluate.transcripts import Transcripts
 
-THOUGHT = re.compile(r"\s*(Thought|Reasoning)[ \d]*:", re.IGNORECASE)
-ACTION = re.compile(r"(?:^|\n)\s*Action[ \d]*:", re.IGNORECASE)
-
 
 @dataclass
 class LanguageAgent:
-    """`prefix`: what every transcript begins with, such as examples. `temperature` 0: the most
+    """`Thought:` and `Action:` are written for it, and each ends with its line, or after
+    `max_new_tokens`.
+
+    `prefix`: what every transcript begins with, such as examples. `temperature` 0: the most
     likely token each time. A transcript longer than the model can see loses its beginning, of
-    which the prefix and the task stay as long as half of that room holds them."""
+    which the prefix and the task stay as long as half of that room holds them.
+    """
 
     model: Any
     tokenizer: Any
@@ -39,21 +39,33 @@ class LanguageAgent:
 
     def __call__(self, episodes: Sequence[Episode]) -> list[Move]:
         """The next move of each, all at once."""
-        batch = self._transcripts.batch({one.key: self._prompt(one) for one in episodes})
+        thoughts = self._write(episodes, ["Thought:"] * len(episodes))
+        begun = [f"Thought: {thought}\nAction:" for thought in thoughts]
+        actions = self._write(episodes, begun)
+        return [
+            Move(thought, action, len(self._ids(thought)), len(self._ids(action)))
+            for thought, action in zip(thoughts, actions, strict=True)
+        ]
+
+    def _write(self, episodes: Sequence[Episode], begun: Sequence[str]) -> list[str]:
+        """The rest of the line that a turn has come to."""
+        batch = self._transcripts.batch(
+            {one.key: self._prompt(one, text) for one, text in zip(episodes, begun, strict=True)}
+        )
         length = batch.input_ids.shape[1]
         drawing = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature else {}
         made = self.model.generate(
             **self._transcripts.inputs(batch), max_new_tokens=self.max_new_tokens,
             do_sample=bool(self.temperature), **drawing, pad_token_id=self._padding,
-            stopping_criteria=StoppingCriteriaList([_ActionWritten(self.tokenizer, length)]),
+            stopping_criteria=StoppingCriteriaList([_LineWritten(self.tokenizer, length)]),
         )  # fmt: skip
         self._transcripts.keep(batch, made)
-        texts = self.tokenizer.batch_decode(made[:, length:], skip_special_tokens=True)
-        return [self._move(text) for text in texts]
+        return [line(text) for text in _texts(self.tokenizer, made[:, length:])]
 
-    def _prompt(self, episode: Episode) -> list[int]:
+    def _prompt(self, episode: Episode, begun: str) -> list[int]:
         head = self._ids(f"{self.prefix}{episode.opening}\n")
-        rest = self._ids(episode.text[len(episode.opening) + 1 :] if episode.turns else "")
+        turns = episode.text[len(episode.opening) + 1 :] if episode.turns else ""
+        rest = self._ids(turns + begun)
         config = self.model.config
         room = getattr(config, "max_position_embeddings", None) or 1 << 30
         room -= self.max_new_tokens
@@ -65,28 +77,26 @@ class LanguageAgent:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _move(self, text: str) -> Move:
-        thought, action = written(text)
-        return Move(thought, action, len(self._ids(thought)), len(self._ids(action)))
+
+def line(text: str) -> str:
+    """The first that is not blank; what a model goes on to invent after it does not count.
+
+    >>> line(" go to desk 1\\nObservation: On the desk 1, ..")
+    'go to desk 1'
+    """
+    return text.strip().split("\n", 1)[0].strip()
 
 
-def written(text: str) -> tuple[str, str]:
-    """Thought and action of what a model wrote, "" where there is none; what it goes on to invent,
-    an observation or a further turn, does not count."""
-    thought, *rest = ACTION.split(text.split("\nObservation", 1)[0])
-    action = rest[0].strip() if rest else ""
-    return THOUGHT.sub("", thought, count=1).strip(), action.split("\n", 1)[0].strip()
-
-
-class _ActionWritten(StoppingCriteria):
-    """Ends a row with the line of its action."""
+class _LineWritten(StoppingCriteria):
+    """Ends a row with its line."""
 
     def __init__(self, tokenizer: Any, prompt: int):
         self.tokenizer, self.prompt = tokenizer, prompt
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        texts = self.tokenizer.batch_decode(input_ids[:, self.prompt :], skip_special_tokens=True)
-        ended = [
-            "\nObservation" in x or "\n" in "".join(ACTION.split(x)[1:]).lstrip() for x in texts
-        ]
-        return torch.tensor(ended, device=input_ids.device)
+        texts = _texts(self.tokenizer, input_ids[:, self.prompt :])
+        return torch.tensor(["\n" in text.lstrip() for text in texts], device=input_ids.device)
+
+
+def _texts(tokenizer: Any, ids: Tensor) -> list[str]:
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
@@ -108,7 +109,8 @@ def play_together(
             return
         for running in active:
             if running.over:
-                running.env.close()
+                with suppress(Exception):  # the episode is over all the same
+                    running.env.close()
                 yield running.episode
         active = [running for running in active if not running.over]
         if active:

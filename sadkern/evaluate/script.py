@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,17 +21,26 @@ from sadkern.evaluate.metrics import Estimate, summary
 from sadkern.evaluate.play import Running, play_together
 from sadkern.evaluate.tasks import Task
 
+REACT, SHIPPED = "react", Path(__file__).parent / "prompts"
 LOG, SCORES, PLOT, KEPT = "episodes.jsonl", "summary.json", "summary.png", "trajectories.jsonl"
 
 
-def load_agent(model: str, prompt: Path | None, seed: int, **options: Any) -> LanguageAgent:
+def prompt_of(prompt: str | None, env: str) -> str:
+    """A file's text, or the one that is shipped for `env`, of the paper's instruction and an
+    example. OSError: it cannot be read."""
+    if prompt is None:
+        return ""
+    path = SHIPPED / f"{env}.txt" if prompt == REACT else Path(prompt)
+    return path.read_text(encoding="utf-8")
+
+
+def load_agent(model: str, prefix: str, seed: int, **options: Any) -> LanguageAgent:
     """A folder's or a hub's; `seed`: of the tokens that are drawn. OSError, ValueError: it cannot
     be loaded."""
     set_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(model)
-    prefix = prompt.read_text(encoding="utf-8") if prompt else ""
     return LanguageAgent(loaded.to(device).eval(), tokenizer, prefix, **options)
 
 
@@ -81,9 +91,7 @@ def report(
         env: {name: one._asdict() for name, one in rows.items()} for env, rows in found.items()
     }
     failures = Counter(episode.failure for episode in episodes if episode.failure)
-    output.mkdir(parents=True, exist_ok=True)
-    written = {"scores": scores, "failures": failures}
-    (output / SCORES).write_text(json.dumps(written, indent=1) + "\n")
+    write_json(output / SCORES, {"scores": scores, "failures": failures})
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     names = list(next(iter(found.values()), {}))
@@ -98,6 +106,22 @@ def report(
         console.print(f"  {count} ended by: {failure}", highlight=False, markup=False)
     if found:
         plot(found, output / PLOT)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Whole or not at all, and as any reader of JSON takes it: what is no number is null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(one) for one in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    begun = path.with_name(f".{path.name}.part")
+    begun.write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
+    begun.replace(path)
 
 
 def plot(found: dict[str, dict[str, Estimate]], path: Path) -> None:

@@ -5,11 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sadkern.evaluate.environments import Environment, alfworld, hotpotqa, webshop, webshop_goods
+from rich.console import Console
+from rich.progress import track
+
+from sadkern.evaluate.environments import (
+    Environment,
+    alfworld,
+    alfworld_games,
+    hotpotqa,
+    webshop,
+    webshop_goods,
+)
+from sadkern.evaluate.environments.isolated import Isolated
+from sadkern.evaluate.play import play
+from sadkern.evaluate.scripted import perfect
 
 PRODUCTS = 1000  # of a shop of our own
+MADE = 100  # games or goals, where no number is asked for
 
 
 class Task(NamedTuple):
@@ -21,12 +35,26 @@ class Task(NamedTuple):
 
 
 def _alfworld(path: Path | None, count: int | None, seed: int) -> list[Task]:
-    if path is None:
-        raise ValueError("ALFWorld's games are in a file: expected --games games.jsonl.gz")
+    """Of a file, or made: of those, each is played to its end once, as proof that it can be."""
+    if path is not None:
+        chosen = list(alfworld.games(path))
+    else:
+        numbers = track(range(count or MADE), "making games", console=Console(stderr=True))
+        chosen = [checked(alfworld_games.game(seed, number)) for number in numbers]
+    made = [(game["id"], partial(alfworld.ALFWorld, game)) for game in chosen]
     return [
-        Task("alfworld", game["id"], partial(alfworld.ALFWorld, game))
-        for game in alfworld.games(path)
+        Task("alfworld", name, partial(Isolated, "alfworld", name, make)) for name, make in made
     ]
+
+
+def checked(game: dict[str, Any]) -> dict[str, Any]:
+    """`game`. ValueError: an agent that sees everything cannot win it."""
+    env = alfworld.ALFWorld(game)
+    episode = play(env, perfect(env))
+    env.close()
+    if not episode.success:
+        raise ValueError(f"{game['id']} cannot be won: {episode.failure}")
+    return game
 
 
 def _hotpotqa(path: Path | None, count: int | None, seed: int) -> list[Task]:
@@ -43,7 +71,7 @@ def _webshop(path: Path | None, count: int | None, seed: int) -> list[Task]:
     shop = webshop.Shop(products)
     return [
         Task("webshop", goal.id, partial(webshop.WebShop, shop, goal))
-        for goal in webshop_goods.goals(products, count or 100, seed)
+        for goal in webshop_goods.goals(products, count or MADE, seed)
     ]
 
 

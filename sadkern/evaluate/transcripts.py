@@ -1,4 +1,4 @@
-"""Keys and values of transcripts, kept from turn to turn: of each a model reads only what is new."""
+"""Keys and values of transcripts, kept from turn to turn: only what is new is read."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ class Transcripts:
         read = [self._read[name] for name in prompts]
         past = max(len(one.tokens) for one in read)
         rest = max(
-            len(prompt) - len(one.tokens) for prompt, one in zip(prompts.values(), read, strict=True)
+            len(prompt) - len(one.tokens)
+            for prompt, one in zip(prompts.values(), read, strict=True)
         )
         ids = torch.full((len(prompts), past + rest), self.padding)
         mask = torch.zeros_like(ids)
@@ -88,21 +89,21 @@ class Transcripts:
             at = [*range(past - len(one.tokens), past)]
             at += range(past + rest - len(prompt) + len(one.tokens), past + rest)
             ids[row, at], mask[row, at] = torch.as_tensor(prompt), 1
-        cache = DynamicCache() if self.keeps else None
+        cache: Any = DynamicCache() if self.keeps else None
         for layer in range(len(read[0].layers) if past else 0):
             sides = (
                 torch.stack([pad(x, (0, 0, past - x.shape[1], 0)) for x in side])
                 for side in zip(*(one.layers[layer] for one in read), strict=True)
             )
-            cache.update(*sides, layer)  # type: ignore[union-attr]
+            cache.update(*sides, layer)
         device = self.model.device
         return Batch(ids.to(device), mask.to(device), cache)
 
     def _keep(self, names: Sequence[Hashable], ids: Tensor, batch: Batch) -> None:
         more = ids.shape[1] - batch.input_ids.shape[1]
         mask = pad(batch.attention_mask, (0, more), value=1)
-        assert batch.cache is not None
+        cache: Any = batch.cache
         for row, name in enumerate(names):
             at = mask[row].nonzero().squeeze(1)
-            layers = [(x.keys[row][:, at], x.values[row][:, at]) for x in batch.cache.layers]
+            layers = [(x.keys[row][:, at], x.values[row][:, at]) for x in cache.layers]
             self._read[name] = Read(ids[row, at].tolist(), layers)

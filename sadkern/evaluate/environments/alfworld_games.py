@@ -217,7 +217,7 @@ def _problem(kind: str, wanted: str, target: str, stands: list[str], lies: dict[
         *(f"{o} - object" for o in lies), *(f"{r} - receptacle" for r in stands),
         *(f"{location} - location" for location in at.values()),
     ]  # fmt: skip
-    facts = [("atLocation", "agent1", "loc_bar_0")]
+    facts: list[tuple[str, ...]] = [("atLocation", "agent1", "loc_bar_0")]
     for place in stands:
         facts += [("receptacleType", place, f"{_type(place)}Type")]
         facts += [("receptacleAtLocation", place, at[place])]

@@ -1,0 +1,168 @@
+"""What is learnt from: episodes, what students know before, the teacher and its signal."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+
+from bench.reproduce.explorer import explorer
+from bench.reproduce.study import (
+    BASE_RATE,
+    BASE_STEPS,
+    GAMES,
+    GAMES_SEED,
+    HELD_OUT,
+    MAX_LENGTH,
+    SIZES,
+    TEACHER,
+    TEACHER_RATE,
+    TEACHER_STEPS,
+    WANDERED,
+    Folder,
+    Size,
+)
+from bench.reproduce.wanderer import wanderer
+from sadkern.evaluate.environments.alfworld import ALFWorld
+from sadkern.evaluate.environments.alfworld_games import game
+from sadkern.evaluate.episode import Episode, Log
+from sadkern.evaluate.play import play
+from sadkern.teacher import HardLabels, OnlineTeacher, TeacherSource
+from sadkern.teacher.build import build
+from sadkern.teacher.cached import store_for
+from sadkern.train import SADConfig, SADTrainer, prepare
+from sadkern.train.segmentation import resegmented
+
+END = "<|endoftext|>"
+WANDERED_TURNS = 14
+PARTS = 2  # of the games, each played by a process
+
+
+def episodes(folder: Folder, part: int) -> None:
+    """Plays every so many-th game, by both agents; those that are there already stay."""
+    logs = {kind: Log(folder.episodes(kind, part)) for kind in ("explored", "wandered")}
+    for index in range(part, GAMES + HELD_OUT, PARTS):
+        env = ALFWorld(game(GAMES_SEED, index))
+        agents = {"explored": (partial(explorer, index), 50)}
+        if index < WANDERED:
+            agents["wandered"] = (partial(wanderer, env, index), WANDERED_TURNS)
+        for kind, (agent, turns) in agents.items():
+            if (env.name, env.task, 0) not in logs[kind]:
+                logs[kind].append(play(env, agent(), max_turns=turns))
+        env.close()
+
+
+def played(folder: Folder, kind: str) -> list[Episode]:
+    """In the order of their games."""
+    logs = [Log(folder.episodes(kind, part)).episodes for part in range(PARTS)]
+    found = [one for log in logs for one in log]
+    return sorted(found, key=lambda one: int(one.task.rsplit("-", 1)[1]))
+
+
+def taught(folder: Folder) -> tuple[list[str], list[str]]:
+    """Texts of the explorer's successes: to be taught on, and held out."""
+    texts = [(int(one.task.rsplit("-", 1)[1]), one.text) for one in played(folder, "explored")
+             if one.success]  # fmt: skip
+    return [text for i, text in texts if i < GAMES], [text for i, text in texts if i >= GAMES]
+
+
+def train_tokenizer(folder: Folder) -> None:
+    """Byte-level BPE, of the episodes that are learnt from."""
+    texts = taught(folder)[0] + [one.text for one in played(folder, "wandered")]
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=1024, special_tokens=[END], show_progress=False)
+    PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token=END, pad_token=END, model_max_length=2048
+    ).save_pretrained(folder.tokenizer)
+
+
+def tokenizer_of(folder: Folder) -> Any:
+    return PreTrainedTokenizerFast.from_pretrained(folder.tokenizer)
+
+
+def examples_of(folder: Folder, texts: list[str]) -> list[dict[str, Any]]:
+    records = [{"text": text} for text in texts]
+    return prepare(records, tokenizer_of(folder), max_length=MAX_LENGTH)
+
+
+def new_model(tokenizer: Any, size: Size) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=size.width,
+            intermediate_size=8 * size.width // 3, num_hidden_layers=size.layers,
+            num_attention_heads=size.width // 32, max_position_embeddings=2048,
+            tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
+        )
+    )  # fmt: skip
+
+
+def settings(output: Path, steps: int, rate: float, seed: int, **others: Any) -> dict[str, Any]:
+    """Of `transformers.TrainingArguments`, alike for every model here and for TRL's."""
+    return {
+        "output_dir": str(output), "max_steps": steps, "learning_rate": rate, "seed": seed,
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "warmup_steps": 20,
+        "lr_scheduler_type": "linear", "weight_decay": 0.1, "adam_beta2": 0.95,
+        "logging_steps": 20, "save_strategy": "no", "report_to": "none", "use_cpu": True,
+        **others,
+    }  # fmt: skip
+
+
+def fit(
+    model: Any, teacher: TeacherSource, data: list[dict[str, Any]], tokenizer: Any, **set_to: Any
+) -> SADTrainer:
+    """Trains `model`."""
+    trainer = SADTrainer(
+        model=model, teacher_model=teacher, args=SADConfig(**set_to), train_dataset=data,
+        processing_class=tokenizer,
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+def read(model: Any, texts: list[str], folder: Folder, steps: int, rate: float) -> Any:
+    """Next-token prediction on whole episodes, as any language model is made."""
+    how = settings(folder.root / "scratch", steps, rate, 0, segmentation="all")
+    fit(model, HardLabels(), examples_of(folder, texts), tokenizer_of(folder), **how)
+    return model
+
+
+def train_base(folder: Folder, size: str) -> None:
+    """What a student knows before it is taught."""
+    set_seed(0)
+    model = new_model(tokenizer_of(folder), SIZES[size])
+    texts = [one.text for one in played(folder, "wandered")]
+    read(model, texts, folder, BASE_STEPS, BASE_RATE).save_pretrained(folder.base(size))
+
+
+def train_teacher(folder: Folder) -> None:
+    set_seed(0)
+    model = new_model(tokenizer_of(folder), TEACHER)
+    wandered = [one.text for one in played(folder, "wandered")]
+    read(model, wandered, folder, BASE_STEPS // 2, TEACHER_RATE)
+    read(model, taught(folder)[0], folder, TEACHER_STEPS, TEACHER_RATE)
+    model.save_pretrained(folder.teacher)
+
+
+def load(path: Path) -> Any:
+    return LlamaForCausalLM.from_pretrained(path)
+
+
+def write_signal(folder: Folder) -> None:
+    """The teacher's, of every token of every episode: its hidden states."""
+    teacher = OnlineTeacher(load(folder.teacher).eval())
+    store = store_for(folder.signal, teacher, tokenizer_of(folder), mode="hidden")
+    ours, held_out = taught(folder)
+    data = [resegmented(one, "all", 0) for one in examples_of(folder, ours + held_out)]
+    build(store, data, teacher)
+
+
+def write_test_games(folder: Folder, games: list[dict[str, Any]]) -> None:
+    """What is played is part of the run."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in games]
+    folder.test_games.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,252 @@
+"""What came out: tables of all cells beside the paper's, and a picture as its Figure 2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from bench.common import hardware, versions
+from bench.reproduce import material, paper
+from bench.reproduce.study import (
+    ABLATED,
+    CELLS,
+    METHODS,
+    SEEDS,
+    SIZES,
+    STUDENT_STEPS,
+    TABLE_3,
+    TABLE_5,
+    TEACHER,
+    Folder,
+)
+from sadkern.evaluate.episode import Episode, Log
+from sadkern.evaluate.metrics import Estimate, bootstrap, cot_match_rate
+from sadkern.evaluate.script import LOG, write_json
+
+RESULTS = Path(__file__).parent.parent / "results"
+KL = {"reason KL": "eval_reason/kl", "act KL": "eval_act/kl"}
+Tokens = Callable[[str], Sequence[Any]]
+
+
+def per_game(episodes: Sequence[Episode], teacher: Sequence[Episode], tokens: Tokens) -> dict:
+    """Of each metric a number a game."""
+    return {
+        one.task: {
+            "success": 100.0 * one.success,
+            "reasoning": float(one.thought_tokens),
+            "CoT match": 100.0 * cot_match_rate([one], teacher, tokens).value,
+            "steps": float(one.steps),
+        }
+        for one in episodes
+    }
+
+
+METRICS = ("success", "reasoning", "CoT match", "steps")
+
+
+def over_games(seeds: Sequence[dict], metric: str) -> Estimate:
+    """Each game's mean over seeds; the interval is over games, which seeds share."""
+    return bootstrap([np.mean([seed[game][metric] for seed in seeds]) for game in seeds[0]])
+
+
+def difference(ours: Sequence[dict], theirs: Sequence[dict], metric: str) -> Estimate:
+    """Paired by game."""
+    return bootstrap(
+        [
+            np.mean([seed[game][metric] for seed in ours])
+            - np.mean([seed[game][metric] for seed in theirs])
+            for game in ours[0]
+        ]
+    )
+
+
+def gathered(folder: Folder) -> dict[str, Any]:
+    """Everything, as it is kept in JSON."""
+    tokenizer = material.tokenizer_of(folder)
+
+    def tokens(text: str) -> Sequence[Any]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    teacher = Log(folder.teacher / LOG).episodes
+
+    def numbers(path: Path) -> dict:
+        return per_game(Log(path / LOG).episodes, teacher, tokens)
+
+    cells = {cell: numbers(folder.cell(cell.name)) for cell in CELLS
+             if folder.done(cell.name).exists()}  # fmt: skip
+
+    def told(seeds: Sequence[dict]) -> dict[str, Any]:
+        return {metric: over_games(seeds, metric)._asdict() for metric in METRICS}
+
+    rows = {}
+    for size in SIZES:
+        for method in METHODS:
+            own = [cell for cell in cells if (cell.method, cell.size) == (method, size)]
+            if not own:
+                continue
+            measured = [
+                json.loads((folder.cell(cell.name) / "measured.json").read_text()) for cell in own
+            ]
+            seeds = [cells[cell] for cell in own]
+            rows[f"{method}-{size}"] = {
+                **told(seeds),
+                **{
+                    name: float(np.mean([one[key] for one in measured])) for name, key in KL.items()
+                },
+                "success of each seed": [over_games([one], "success").value for one in seeds],
+            }
+
+    def between(method: str, other: str, size: str) -> dict[str, Any]:
+        ours, theirs = (
+            [cells[cell] for cell in cells if (cell.method, cell.size) == (one, size)]
+            for one in (method, other)
+        )
+        return {metric: difference(ours, theirs, metric)._asdict() for metric in METRICS}
+
+    differences = {
+        f"{method} - {other}, {size}": between(method, other, size)
+        for size in SIZES
+        for method, other in [
+            ("sad", "token"), ("sad", "hard"),
+            *([("sad", one) for one in METHODS if one not in TABLE_3] if size == ABLATED else []),
+        ]
+        if f"{method}-{size}" in rows and f"{other}-{size}" in rows
+    }  # fmt: skip
+    seconds = {
+        done.stem: json.loads(done.read_text())["seconds"]
+        for done in sorted(folder.done("x").parent.glob("*.json"))
+    }
+    return {
+        "hardware": f"{hardware()} a job".replace("threads", "thread"),
+        "versions": versions(),
+        "games": {"tested": len(teacher), "names": sorted(one.task for one in teacher)},
+        "seeds": list(SEEDS),
+        "parameters": {
+            **{size: material.load(folder.base(size)).num_parameters() for size in SIZES},
+            "teacher": material.load(folder.teacher).num_parameters(),
+        },
+        "teacher": told([numbers(folder.teacher)]),
+        "bases": {size: told([numbers(folder.base(size))]) for size in SIZES},
+        "rows": rows,
+        "differences": differences,
+        "core hours": round(sum(seconds.values()) / 3600, 2),
+        "seconds": seconds,
+    }
+
+
+def _said(one: dict[str, Any], form: str = "{:.1f}") -> str:
+    low, high = form.format(one["low"]), form.format(one["high"])
+    return f"{form.format(one['value'])} ({low} to {high})"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def written(found: dict[str, Any]) -> str:
+    """In Markdown."""
+    rows, sizes = found["rows"], found["parameters"]
+
+    def row(name: str, of: dict[str, Any], papers: str = "") -> list[str]:
+        kl = [f"{of[key]:.3f}" if key in of else "" for key in KL]
+        return [name, *(_said(of[metric]) for metric in METRICS), *kl, papers]
+
+    def papers(one: paper.Row) -> str:
+        first = [one.success] + ([one.reasoning] if one.reasoning is not None else [])
+        return " / ".join(f"{x:g}" for x in [*first, one.cot, one.steps])
+
+    head = ["", "success %", "reasoning tokens", "CoT match %", "steps", *KL]
+    three = [row("teacher", found["teacher"], papers(paper.TEACHER))]
+    for number, size in enumerate(SIZES):
+        three.append(row(f"{size}, before it is taught", found["bases"][size]))
+        for method in TABLE_3:
+            theirs = paper.TABLE_3.get(method)
+            if f"{method}-{size}" in rows:
+                said = papers(theirs[number]) if theirs else ""
+                three.append(row(f"{size}: {METHODS[method][0]}", rows[f"{method}-{size}"], said))
+    five = [
+        row(METHODS[method][0], rows[f"{method}-{ABLATED}"], papers(theirs))
+        for method, theirs in paper.TABLE_5.items()
+        if f"{method}-{ABLATED}" in rows
+    ]
+    more = [
+        row(METHODS[method][0], rows[f"{method}-{ABLATED}"])
+        for method in METHODS
+        if method not in (*TABLE_3, *TABLE_5) and f"{method}-{ABLATED}" in rows
+    ]
+    apart = [
+        [name, *(_said(of[metric], "{:+.1f}") for metric in METRICS)]
+        for name, of in found["differences"].items()
+    ]
+    counts = ", ".join(f"{size} {sizes[size] / 1e3:.0f}k" for size in [*SIZES, "teacher"])
+    return "\n\n".join(
+        [
+            f"{found['games']['tested']} games, seeds {found['seeds']}, {STUDENT_STEPS} steps of 8 "
+            f"episodes each; parameters: {counts} (teacher {TEACHER.width} wide, {TEACHER.layers} "
+            f"layers). {found['core hours']} core hours on {found['hardware']}. In brackets 95 % "
+            "intervals over games, of each of which the seeds' mean is taken.",
+            "## Table 3\n\n" + _table([*head, "paper: success / reasoning / CoT / steps"], three),
+            f"## Table 5 ({ABLATED})\n\n" + _table([*head, "paper: success / CoT / steps"], five),
+            f"## Curriculum, and TRL ({ABLATED})\n\n" + _table([*head, ""], more),
+            "## Differences, game by game\n\n" + _table(["", *METRICS], apart),
+        ]
+    ) + "\n"  # fmt: skip
+
+
+def plot(found: dict[str, Any], path: Path) -> None:
+    """Above ours, below the paper's: a metric a column, methods over sizes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 4, figsize=(12, 5.6), layout="constrained")
+    colours = {"sad": "#c0392b", "token": "#4878a8", "hard": "#888888"}
+    counts = [found["parameters"][size] / 1e3 for size in SIZES]
+    attribute = dict(zip(METRICS, ("success", "reasoning", "cot", "steps"), strict=True))
+    for metric, above, below in zip(METRICS, *axes, strict=True):
+        for method in TABLE_3:
+            own = [found["rows"].get(f"{method}-{size}", {}).get(metric) for size in SIZES]
+            if all(own):
+                values = [one["value"] for one in own]
+                errors = [
+                    [one["value"] - one["low"] for one in own],
+                    [one["high"] - one["value"] for one in own],
+                ]
+                above.errorbar(
+                    counts, values, errors, marker="o", capsize=3, color=colours[method],
+                    label=METHODS[method][0].split(":")[0],
+                )  # fmt: skip
+            if method in paper.TABLE_3:
+                values = [getattr(one, attribute[metric]) for one in paper.TABLE_3[method]]
+                below.plot(list(paper.SIZES.values()), values, marker="o", color=colours[method])
+        above.axhline(found["teacher"][metric]["value"], color="black", linestyle=":", linewidth=1)
+        below.axhline(
+            getattr(paper.TEACHER, attribute[metric]), color="black", linestyle=":", linewidth=1
+        )
+        above.set_title(metric, fontsize=10)
+        above.set_xlabel("parameters, thousands", fontsize=8)
+        below.set_xlabel("the paper: parameters, millions", fontsize=8)
+        for axis in (above, below):
+            axis.set_xscale("log")
+            axis.tick_params(labelsize=7)
+            axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def tell(folder: Folder, write: bool) -> None:
+    found = gathered(folder)
+    place = RESULTS if write else folder.root
+    write_json(place / "reproduce.json", found)
+    (place / "reproduce.md").write_text("# The paper at small scale\n\n" + written(found))
+    plot(found, place / "reproduce.png")
+    Console().print(written(found), highlight=False, markup=False)
+    Console().print(f"{place}/reproduce.md, .json and .png", highlight=False)

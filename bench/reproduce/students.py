@@ -1,0 +1,95 @@
+"""A student: taught in one of the ways, measured beside its teacher, and let play."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.reproduce import material
+from bench.reproduce.study import (
+    CELLS,
+    MAX_INVALID,
+    MAX_NEW_TOKENS,
+    MAX_TURNS,
+    METHODS,
+    PLAYED_AT_A_TIME,
+    STUDENT_RATE,
+    STUDENT_STEPS,
+    Folder,
+)
+from sadkern.data import SpanCollator, inputs_of
+from sadkern.evaluate import script
+from sadkern.evaluate.agent import LanguageAgent
+from sadkern.evaluate.environments.alfworld import ALFWorld, games
+from sadkern.evaluate.tasks import Task
+from sadkern.teacher import CachedTeacher, HardLabels
+from sadkern.train import SADConfig, SADTrainer
+
+
+def teach(folder: Folder, name: str) -> None:
+    """A cell: the student's KL to its teacher on held-out episodes, and its own episodes."""
+    cell = next(cell for cell in CELLS if cell.name == name)
+    ours, held_out = (material.examples_of(folder, texts) for texts in material.taught(folder))
+    tokenizer = material.tokenizer_of(folder)
+    student = material.load(folder.base(cell.size))
+    signal = CachedTeacher(folder.signal)
+    how = material.settings(
+        folder.cell(name), STUDENT_STEPS, STUDENT_RATE, cell.seed, **METHODS[cell.method][1]
+    )
+    if cell.method == "peer":
+        peer(student, material.load(folder.teacher), ours, tokenizer, how)
+    else:
+        teacher = HardLabels() if cell.method == "hard" else signal
+        material.fit(student, teacher, ours, tokenizer, **how)
+    asked = SADConfig(**{**material.settings(folder.cell(name), 1, 0, 0), "do_eval": True})
+    measured = SADTrainer(
+        model=student, teacher_model=signal, args=asked, eval_dataset=held_out,
+        processing_class=tokenizer,
+    ).evaluate()  # fmt: skip
+    script.write_json(folder.cell(name) / "measured.json", measured)
+    student.save_pretrained(folder.cell(name))
+    play(folder, student, folder.cell(name))
+
+
+def peer(student: Any, teacher: Any, data: list[Any], tokenizer: Any, how: dict[str, Any]) -> None:
+    """TRL's GKDTrainer on the same tokens, of given episodes alone and by forward KL."""
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    pad = SpanCollator(tokenizer.pad_token_id)
+
+    def collate(examples: list[Any]) -> dict[str, Any]:
+        batch = pad(examples)
+        labels = torch.full_like(batch["input_ids"], -100)
+        member = batch["span_ids"][:, :-1] != 0  # of rows; labels are of tokens
+        labels[:, 1:][member] = batch["input_ids"][:, 1:][member]
+        return {**inputs_of(batch), "labels": labels}
+
+    GKDTrainer(
+        model=student, teacher_model=teacher, train_dataset=Dataset.from_list(data),
+        args=GKDConfig(**how, lmbda=0.0, beta=0.0, temperature=1.0, bf16=False,
+                       gradient_checkpointing=False),
+        data_collator=collate, processing_class=tokenizer,
+    ).train()  # fmt: skip
+
+
+def play(folder: Folder, model: Any, output: Path) -> None:
+    """The test games, greedily."""
+    agent = LanguageAgent(
+        model.eval(), material.tokenizer_of(folder), max_new_tokens=MAX_NEW_TOKENS
+    )
+    tasks = [
+        Task("alfworld", game["id"], partial(ALFWorld, game)) for game in games(folder.test_games)
+    ]
+    script.run(
+        agent, tasks, output, batch_size=PLAYED_AT_A_TIME, max_turns=MAX_TURNS,
+        max_invalid=MAX_INVALID,
+    )  # fmt: skip
+
+
+def play_model(folder: Folder, path: Path) -> None:
+    """A model of the run, which keeps its episodes beside its weights."""
+    play(folder, material.load(folder.root / path), folder.root / path)

@@ -1,0 +1,11 @@
+"""The command `sadkern`: a module a command, which loads what it needs when it is called."""
+
+from sadkern.cli import cache, info, inspect, plan, play, train  # noqa: F401
+from sadkern.cli.app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()

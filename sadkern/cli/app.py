@@ -1,0 +1,30 @@
+"""The command itself; what it can do is in the modules beside this."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+try:
+    import typer
+except ImportError:  # pragma: no cover
+    sys.exit("the command sadkern needs typer: expected `pip install 'sadkern[train]'`")
+
+app = typer.Typer(
+    help="Structured agent distillation: align a small agent to a large one, span by span.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """What is wrong with the input is said in a line, without a traceback."""
+    try:
+        yield
+    except (ValueError, LookupError, OSError, RuntimeError, ImportError) as error:
+        typer.echo(f"error: {error.args[0] if isinstance(error, KeyError) else error}", err=True)
+        raise typer.Exit(2) from None

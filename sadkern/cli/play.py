@@ -1,0 +1,113 @@
+"""`sadkern eval` and `sadkern generate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sadkern.cli.app import app, told
+
+Model = Annotated[str, typer.Option(help="The agent: a folder or a hub's name.")]
+Env = Annotated[str, typer.Option(help="alfworld, hotpotqa or webshop.")]
+Output = Annotated[Path, typer.Option(help="A folder; a run that was interrupted there goes on.")]
+Games = Annotated[
+    Path | None, typer.Option(help="ALFWorld's games or HotPotQA's questions, JSON Lines or .gz.")
+]
+Count = Annotated[int | None, typer.Option(help="Of tasks, the first ones; all if not given.")]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        help="A file's text before every transcript, or 'react': an instruction and an example "
+        "that are shipped, for a model that was not trained on such."
+    ),
+]
+Together = Annotated[int, typer.Option(help="Episodes that go on at a time.")]
+Turns = Annotated[int, typer.Option(help="Of an episode at most.")]
+NewTokens = Annotated[int, typer.Option(help="Of a turn at most.")]
+Seed = Annotated[int, typer.Option(help="Of what is drawn: WebShop's goals, and tokens.")]
+Temperature = Annotated[float, typer.Option(help="0: each time the most likely token.")]
+TopP = Annotated[float, typer.Option(help="Share of the probability that is drawn from.")]
+
+
+@app.command("eval")
+def evaluate(
+    model: Model,
+    env: Env,
+    output: Output,
+    games: Games = None,
+    episodes: Count = None,
+    teacher: Annotated[
+        list[Path] | None,
+        typer.Option(help="Logs of the teacher on these tasks: CoT match is measured to them."),
+    ] = None,
+    prompt: Prompt = None,
+    batch_size: Together = 8,
+    max_turns: Turns = 50,
+    max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Let an agent play, and measure success, reasoning, steps and likeness to a teacher.
+
+    sadkern eval --model runs/student --env alfworld --games games.jsonl.gz --output runs/played
+
+    Writes episodes.jsonl (one episode a line), summary.json and summary.png.
+    """
+    with told():
+        from sadkern.evaluate import script
+
+        theirs = script.teacher_of(teacher or [])
+        agent, played = _played(
+            model, env, output, games, episodes, prompt, batch_size, max_turns, seed, samples=1,
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        )  # fmt: skip
+        script.report(played, theirs, agent.tokenizer, output)
+
+
+@app.command()
+def generate(
+    model: Model,
+    env: Env,
+    output: Output,
+    games: Games = None,
+    episodes: Count = None,
+    samples: Annotated[int, typer.Option(help="Attempts at each task.")] = 4,
+    prompt: Prompt = None,
+    batch_size: Together = 8,
+    max_turns: Turns = 50,
+    max_new_tokens: NewTokens = 128,
+    temperature: Temperature = 0.2,
+    top_p: TopP = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Collect a teacher's trajectories, and keep those that succeeded.
+
+    sadkern generate --model TEACHER --env hotpotqa --games questions.jsonl.gz --output runs/teacher
+
+    Writes episodes.jsonl, of all attempts, and trajectories.jsonl, which `sadkern train` takes.
+    """
+    with told():
+        from sadkern.evaluate import script
+
+        _, played = _played(
+            model, env, output, games, episodes, prompt, batch_size, max_turns, seed,
+            samples=samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        )  # fmt: skip
+        kept = script.keep_successful(played, output)
+        typer.echo(f"{kept} of {len(played)} succeeded and are in {output / script.KEPT}")
+
+
+def _played(
+    model: str, env: str, output: Path, games: Path | None, count: int | None, prompt: str | None,
+    batch_size: int, max_turns: int, seed: int, *, samples: int, **drawing: Any,
+) -> tuple[Any, Any]:  # fmt: skip
+    from sadkern.evaluate import script
+    from sadkern.evaluate.tasks import tasks_of
+
+    tasks = tasks_of(env, games, count, seed)
+    agent = script.load_agent(model, script.prompt_of(prompt, env), seed, **drawing)
+    limits = {"samples": samples, "batch_size": batch_size, "max_turns": max_turns}
+    return agent, script.run(agent, tasks, output, **limits)
