@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from small_models import small_model, small_tokenizer
 from test_agent import QUESTIONS
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from sadkern.cli import app
+from sadkern.data import prepare
 from sadkern.evaluate import script
 from sadkern.evaluate.environments.hotpotqa import HotPotQA
 from sadkern.evaluate.episode import Log
@@ -71,6 +74,20 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(x) for x in arguments])
 
 
+def by_whole_logits(student, teacher, episode):
+    """KL of REASON and of ACT, None where there is none."""
+    (example,) = prepare([{"text": episode.text}], small_tokenizer())
+    ids = torch.tensor([example["input_ids"]])
+    with torch.no_grad():
+        q, p = (
+            AutoModelForCausalLM.from_pretrained(path)(ids).logits[0].double().log_softmax(-1)
+            for path in (student, teacher)
+        )
+    kl = (p.exp() * (p - q)).sum(-1)
+    chosen = [kl[torch.tensor(example["span_ids"]) == kind] for kind in (1, 2)]
+    return [one.mean().item() if len(one) else None for one in chosen]
+
+
 def test_the_commands(tmp_path, games):
     small_model(0).save_pretrained(tmp_path / "model")
     small_tokenizer().save_pretrained(tmp_path / "model")
@@ -87,6 +104,23 @@ def test_the_commands(tmp_path, games):
     assert found["failures"] == {"2 turns": 3}
     assert (tmp_path / "out" / script.PLOT).stat().st_size > 1000
     assert "CoT match" in done.output
+    # Beside itself, and beside another: as whole logits have it.
+    small_model(1).save_pretrained(tmp_path / "other")
+    small_tokenizer().save_pretrained(tmp_path / "other")
+    for teacher in ("model", "other"):
+        done = run("eval", *common, "--output", tmp_path / "out", "--teacher-model",
+                   tmp_path / teacher)  # fmt: skip
+        assert done.exit_code == 0, done.output
+        scores = json.loads((tmp_path / "out" / script.SCORES).read_text())["scores"]["hotpotqa"]
+        expected = [
+            by_whole_logits(tmp_path / "model", tmp_path / teacher, one)
+            for one in Log(tmp_path / "out" / script.LOG).episodes
+        ]
+        for number, name in enumerate(("reason KL", "act KL")):
+            values = [one[number] for one in expected if one[number] is not None]
+            assert scores[name]["episodes"] == len(values) > 0
+            assert scores[name]["value"] == pytest.approx(sum(values) / len(values), abs=1e-5)
+    assert scores["reason KL"]["value"] > 0.01
     done = run("generate", *common, "--output", tmp_path / "kept", "--samples", 2)
     assert done.exit_code == 0, done.output
     assert "0 of 6 succeeded" in done.output

@@ -84,7 +84,9 @@ def prepare(
     empty: list[str] = []
     warned: Counter[str] = Counter()
     writer = templated(tokenizer)
-    for number, record in enumerate(tqdm(list(records), desc="segmenting", leave=False)):
+    records = list(records)
+    bar = tqdm(records, desc="segmenting", leave=False, disable=len(records) == 1)
+    for number, record in enumerate(bar):
         name = str(record.get("id", number) if isinstance(record, Mapping) else number)
         if "input_ids" in record:
             own = [_tokenised(record, name)]

@@ -42,6 +42,10 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Logs of the teacher on these tasks: CoT match is measured to them."),
     ] = None,
+    teacher_model: Annotated[
+        str | None,
+        typer.Option(help="The teacher itself: the KL of each kind of span to it is measured."),
+    ] = None,
     prompt: Prompt = None,
     batch_size: Together = 8,
     max_turns: Turns = 50,
@@ -64,7 +68,7 @@ def evaluate(
             model, env, output, games, episodes, prompt, batch_size, max_turns, seed, samples=1,
             max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
         )  # fmt: skip
-        script.report(played, theirs, agent.tokenizer, output)
+        script.report(played, theirs, agent, output, teacher_model)
 
 
 @app.command()

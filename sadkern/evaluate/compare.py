@@ -12,9 +12,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from sadkern.data import prepare
+from sadkern.evaluate.episode import Episode
 from sadkern.evaluate.metrics import cot_match
 from sadkern.forward import supervised_logits
-from sadkern.span_kl import span_kl
+from sadkern.span_kl import SpanLoss, span_kl
 from sadkern.spans import ACT, REASON
 
 Example = Mapping[str, Sequence[int]]  # input_ids [T], span_ids [T] of rows
@@ -50,21 +52,18 @@ def compare(
     right, actions = [0, 0], 0
     with torch.inference_mode():
         for example in tqdm(examples, desc="comparing", leave=False):
-            ids = torch.as_tensor(example["input_ids"], device=student.device)[None]
+            ids = torch.as_tensor(example["input_ids"], device=student.device)
             span_ids = torch.as_tensor(example["span_ids"], device=student.device)
             rows = span_ids.nonzero().squeeze(-1)
-            logits = supervised_logits(student, rows, input_ids=ids)
-            teacher_logits = supervised_logits(teacher, rows, input_ids=ids.to(teacher.device))
-            teacher_logits = teacher_logits.to(logits)
-            out = span_kl(logits, teacher_logits, span_ids[rows], reduction="sum")
+            out, both = _beside(student, teacher, ids, span_ids, rows)
             for kind in kl:
                 kl[kind] += out.span_loss[kind - 1].item()
                 count[kind] += int(out.span_count[kind - 1])
             acts = list(spans_of(example, ACT))
             actions += len(acts)
-            for side, of_side in enumerate((logits, teacher_logits)):
+            for side, of_side in enumerate(both):
                 hit = torch.zeros_like(span_ids, dtype=torch.bool)
-                hit[rows] = of_side.argmax(-1) == ids[0, rows + 1]
+                hit[rows] = of_side.argmax(-1) == ids[rows + 1]
                 right[side] += sum(bool(hit[begin:end].all()) for begin, end in acts)
     thoughts = [
         (example["input_ids"][: begin + 1], example["input_ids"][end])
@@ -85,6 +84,37 @@ def compare(
         teacher_action_accuracy=right[1] / max(actions, 1),
         cot_match=sum(matches) / max(len(matches), 1),
     )
+
+
+def kl_of_episode(
+    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: Any, episode: Episode
+) -> dict[str, float]:
+    """Forward KL in nats per token of each kind of span of what an agent did, "reason KL" and
+    "act KL"; without those that it has none of. Both models in eval mode."""
+    try:
+        (example,) = prepare([{"text": episode.text}], tokenizer)
+    except ValueError:  # nothing was said or done
+        return {}
+    with torch.inference_mode():
+        ids = torch.as_tensor(example["input_ids"], device=student.device)
+        span_ids = torch.as_tensor(example["span_ids"], device=student.device)
+        out, _ = _beside(student, teacher, ids, span_ids, span_ids.nonzero().squeeze(-1))
+    names = {"reason KL": REASON, "act KL": ACT}
+    counts = {name: int(out.span_count[kind - 1]) for name, kind in names.items()}
+    return {
+        name: out.span_loss[names[name] - 1].item() / count
+        for name, count in counts.items()
+        if count
+    }
+
+
+def _beside(
+    student: Any, teacher: Any, ids: Tensor, span_ids: Tensor, rows: Tensor
+) -> tuple[SpanLoss, tuple[Tensor, Tensor]]:
+    """Sums of KL by span, and both sides' logits of `rows`."""
+    logits = supervised_logits(student, rows, input_ids=ids[None])
+    theirs = supervised_logits(teacher, rows, input_ids=ids[None].to(teacher.device)).to(logits)
+    return span_kl(logits, theirs, span_ids[rows], reduction="sum"), (logits, theirs)
 
 
 def spans_of(example: Example, kind: int) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,7 @@ logs, with bootstrap intervals."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -105,9 +105,13 @@ def action_match_rate(episodes: Sequence[Episode], teacher: Sequence[Episode]) -
 
 
 def summary(
-    episodes: Sequence[Episode], teacher: Sequence[Episode] = (), tokens: Tokens = str.split
+    episodes: Sequence[Episode],
+    teacher: Sequence[Episode] = (),
+    tokens: Tokens = str.split,
+    further: Mapping[tuple[str, str, int], Mapping[str, float]] | None = None,
 ) -> dict[str, dict[str, Estimate]]:
-    """All of them, of each environment and, where there are several, of "all"."""
+    """All of them, of each environment and, where there are several, of "all". `further`: of an
+    episode's key, numbers of which means are wanted too."""
     envs = sorted({episode.env for episode in episodes})
     found = {}
     for env in [*envs, *(["all"] if len(envs) > 1 else [])]:
@@ -121,6 +125,9 @@ def summary(
         if teacher:
             rows["CoT match"] = cot_match_rate(own, teacher, tokens)
             rows["action match"] = action_match_rate(own, teacher)
+        numbers = [(further or {}).get(one.key, {}) for one in own]
+        for name in dict.fromkeys(name for of in numbers for name in of):
+            rows[name] = bootstrap([of[name] for of in numbers if name in of])
         found[env] = rows
     return found
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn, track
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from sadkern.evaluate.agent import LanguageAgent
+from sadkern.evaluate.compare import kl_of_episode
 from sadkern.evaluate.episode import Episode, Log, read
 from sadkern.evaluate.metrics import Estimate, summary
 from sadkern.evaluate.play import Running, play_together
@@ -79,14 +80,28 @@ def run(
 
 
 def report(
-    episodes: Sequence[Episode], teacher: Sequence[Episode], tokenizer: Any, output: Path
+    episodes: Sequence[Episode],
+    teacher: Sequence[Episode],
+    agent: LanguageAgent,
+    output: Path,
+    teacher_model: str | None = None,
 ) -> None:
-    """A table, and in `output` the same as JSON and as a picture."""
+    """A table, and in `output` the same as JSON and as a picture. With a teacher's model also the
+    agent's KL to it on what the agent did. ValueError: it has other tokens."""
+    tokenizer = agent.tokenizer
 
     def tokens(text: str) -> Sequence[Any]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    found = summary(episodes, teacher, tokens)
+    further = {}
+    if teacher_model is not None:
+        beside = load_agent(teacher_model, "", 0)
+        if beside.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(f"{teacher_model} has other tokens than the agent: no KL between them")
+        console = Console(stderr=True)
+        for one in track(episodes, "comparing with the teacher", console=console):
+            further[one.key] = kl_of_episode(agent.model, beside.model, tokenizer, one)
+    found = summary(episodes, teacher, tokens, further)
     scores = {
         env: {name: one._asdict() for name, one in rows.items()} for env, rows in found.items()
     }
