@@ -28,21 +28,16 @@ LIKELY = {o.lower(): homes.lower().split() for o, homes in HOMES.items()}
 
 # What is looked for is named first: whether it is here is then seen by a look at what is.
 LOOK_FOR = ("I look for a {kind}. ", "I need a {kind}. ")
-FIRST = ("It may be at {place}, so I go there.", "I try {place} first.")
-NEXT = ("It is not here, so I go to {place}.", "There is none at {here}. I try {place} next.")
-FOUND = ("I see {thing}, so I take it.", "There is {thing}. I take it.")
-LIT = ("I see {thing}, so I turn it on.", "There is {thing}. I turn it on.")
+FIRST = ("It may be at {place}, so I go there.",)
+NEXT = ("I see none, so I go to {place}.",)
+FOUND = ("I see {thing}, so I take it.",)
+LIT = ("I see {thing}, so I turn it on.",)
 KNOWN = ("I have seen {thing} at {place}, so I go there.",)
-CLOSED = ("{place} is closed, so I open it.", "I have to open {place} to see what is in it.")
-ASTRAY = ("Nothing happens there, so I go to {place}.", "That is not here. I go to {place}.")
-TREAT_GO = (
-    "I have {thing}. I have to {verb} it, so I go to {place}.",
-    "Now I {verb} {thing}. For that I go to {place}.",
-)
-TREAT = ("I am at {place}, so I {verb} {thing} here.",)
+CLOSED = ("{place} is closed, so I open it.", "I open {place} to see what is in it.")
+TREAT_GO = ("I have to {verb} {thing}, so I go to {place}.",)
+TREAT = ("I {verb} {thing} here.", "I am at {place}, so I {verb} {thing}.")
 BRING = ("Now I bring {thing} to {place}.", "{thing} belongs to {place}, so I go there.")
-PUT = ("I am at {place}. I put {thing} here.",)
-STUMBLES = 0.05  # the chance that it misnames where it goes, so that mending that is seen too
+PUT = ("I put {thing} here.", "I am at {place}, so I put {thing} here.")
 
 Step = tuple[str, str]
 Steps = Generator[Step, str, None]
@@ -54,9 +49,7 @@ class _Explorer:
     def __init__(self, opening: str, rng: random.Random):
         room, _, task = opening.partition("Your task is to: ")
         self.rng = rng
-        self.places: list[str] = sorted(
-            NAME.findall(room), key=lambda name: (name.split()[0], int(name.split()[1]))
-        )
+        self.places: list[str] = NAME.findall(room)
         match, self.kind = next(
             (found, kind) for pattern, kind in GOALS if (found := pattern.match(task))
         )
@@ -69,10 +62,6 @@ class _Explorer:
         return self.rng.choice(options).format(here=self.here, **words)
 
     def go(self, thought: str, place: str) -> Steps:
-        wrong = f"{place.split()[0]} {self.rng.randint(1, 9)}"
-        if wrong not in self.places and self.rng.random() < STUMBLES:
-            yield thought.replace(place, wrong), f"go to {wrong}"
-            thought = self.say(ASTRAY, place=place)
         seen = yield thought, f"go to {place}"
         self.here = place
         if seen.endswith("is closed."):

@@ -11,6 +11,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from bench.reproduce.explorer import explorer
+from bench.reproduce.reading import read
 from bench.reproduce.study import (
     BASE_RATE,
     BASE_STEPS,
@@ -20,7 +21,6 @@ from bench.reproduce.study import (
     MAX_LENGTH,
     SIZES,
     TEACHER,
-    TEACHER_RATE,
     TEACHER_STEPS,
     WANDERED,
     Folder,
@@ -31,14 +31,14 @@ from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.environments.alfworld_games import game
 from sadkern.evaluate.episode import Episode, Log
 from sadkern.evaluate.play import play
-from sadkern.teacher import HardLabels, OnlineTeacher, TeacherSource
+from sadkern.teacher import OnlineTeacher, TeacherSource
 from sadkern.teacher.build import build
 from sadkern.teacher.cached import store_for
 from sadkern.train import SADConfig, SADTrainer, prepare
 from sadkern.train.segmentation import resegmented
 
 END = "<|endoftext|>"
-WANDERED_TURNS = 14
+WANDERED_TURNS = 16
 PARTS = 2  # of the games, each played by a process
 
 
@@ -94,7 +94,7 @@ def new_model(tokenizer: Any, size: Size) -> LlamaForCausalLM:
         LlamaConfig(
             vocab_size=len(tokenizer), hidden_size=size.width,
             intermediate_size=8 * size.width // 3, num_hidden_layers=size.layers,
-            num_attention_heads=size.width // 32, max_position_embeddings=2048,
+            num_attention_heads=size.width // 16, max_position_embeddings=2048,
             tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
         )
@@ -124,28 +124,23 @@ def fit(
     return trainer
 
 
-def read(model: Any, texts: list[str], folder: Folder, steps: int, rate: float) -> Any:
-    """Next-token prediction on whole episodes, as any language model is made."""
-    how = settings(folder.root / "scratch", steps, rate, 0, segmentation="all")
-    fit(model, HardLabels(), examples_of(folder, texts), tokenizer_of(folder), **how)
-    return model
-
-
 def train_base(folder: Folder, size: str) -> None:
     """What a student knows before it is taught."""
-    set_seed(0)
-    model = new_model(tokenizer_of(folder), SIZES[size])
-    texts = [one.text for one in played(folder, "wandered")]
-    read(model, texts, folder, BASE_STEPS, BASE_RATE).save_pretrained(folder.base(size))
+    wandering(folder, SIZES[size]).save_pretrained(folder.base(size))
 
 
 def train_teacher(folder: Folder) -> None:
-    set_seed(0)
-    model = new_model(tokenizer_of(folder), TEACHER)
-    wandered = [one.text for one in played(folder, "wandered")]
-    read(model, wandered, folder, BASE_STEPS // 2, TEACHER_RATE)
-    read(model, taught(folder)[0], folder, TEACHER_STEPS, TEACHER_RATE)
+    model = wandering(folder, TEACHER)
+    read(model, examples_of(folder, taught(folder)[0]), TEACHER_STEPS, BASE_RATE / 2)
     model.save_pretrained(folder.teacher)
+
+
+def wandering(folder: Folder, size: Size) -> LlamaForCausalLM:
+    set_seed(0)
+    model = new_model(tokenizer_of(folder), size)
+    texts = [one.text for one in played(folder, "wandered")]
+    read(model, examples_of(folder, texts), BASE_STEPS, BASE_RATE)
+    return model
 
 
 def load(path: Path) -> Any:

@@ -8,19 +8,25 @@ from typing import Any, NamedTuple
 
 
 class Size(NamedTuple):
+    """Heads are 16 wide."""
+
     width: int
     layers: int
 
 
-SIZES = {"small": Size(64, 2), "middle": Size(96, 3), "large": Size(128, 3)}
-TEACHER = Size(192, 4)
+SIZES = {"small": Size(48, 3), "middle": Size(64, 3), "large": Size(96, 3)}
+TEACHER = Size(128, 4)
 SEEDS = (0, 1, 2)
 
-GAMES, WANDERED, HELD_OUT = 1200, 600, 40  # of ours: to be taught on, to know before, to measure KL
+GAMES, WANDERED, HELD_OUT = (
+    1200,
+    1200,
+    40,
+)  # of ours: to be taught on, to know before, to measure KL
 GAMES_SEED = 0
 MAX_LENGTH = 1024  # tokens of an episode that is learnt from
-BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 700, 600, 200  # of 8 episodes
-BASE_RATE, TEACHER_RATE, STUDENT_RATE = 3e-3, 2e-3, 1.5e-3
+BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 900, 600, 200  # of 8 episodes
+BASE_RATE, MUON_RATE, STUDENT_RATE = 8e-3, 0.02, 2e-3
 PLAYED_AT_A_TIME, MAX_TURNS, MAX_INVALID, MAX_NEW_TOKENS = 16, 30, 3, 40
 
 # Of each way of teaching: what it is called in a table, and what it sets. `peer` is TRL's trainer.

@@ -1,36 +1,53 @@
-"""An agent for ALFWorld without a purpose: it does one thing after another that can be done, and
-says what. Its episodes are what students know before they are taught, as the paper's have read the
-web: the language of the place, and that an action follows its thought; not what to do when."""
+"""An agent for ALFWorld without a purpose: it looks for one thing and then another, and does
+whatever can be done, and says so. Its episodes are what students know before they are taught, as
+the paper's have read the web: the language of the place, to see what is there, and that an action
+follows its thought; not what to do when."""
 
 from __future__ import annotations
 
 import random
 import re
 
+from bench.reproduce.explorer import LOOK_FOR, NAME
 from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.play import Move, Policy
+from sadkern.evaluate.scripted import Facts
 
 # An action's verb, how often it is chosen over others, and what is said of it.
 VERBS = {
-    "go": (6, ("I go to {0}.", "I look at {0}.", "I try {0} next.")),
+    "go": (6, ("I go to {0}.", "I look at {0}.")),
     "open": (4, ("I open {0}.", "{0} is closed. I open it.")),
     "close": (0.3, ("I close {0}.",)),
-    "take": (4, ("I take {0} from {1}.", "Here is {0}. I take it.")),
-    "put": (4, ("I put {0} in {1}.", "I am at {1}. I put {0} here.")),
-    "clean": (4, ("I clean {0} with {1}.",)),
-    "heat": (4, ("I heat {0} with {1}.",)),
-    "cool": (4, ("I cool {0} with {1}.",)),
-    "use": (4, ("I use {0}.", "Here is {0}. I turn it on.")),
+    "take": (4, ("I take {0} from {1}.", "I take {0}.")),
+    "put": (4, ("I put {0} in {1}.", "I put {0} here.")),
+    "clean": (4, ("I clean {0} with {1}.", "I clean {0} here.")),
+    "heat": (4, ("I heat {0} with {1}.", "I heat {0} here.")),
+    "cool": (4, ("I cool {0} with {1}.", "I cool {0} here.")),
+    "use": (4, ("I use {0}.", "I turn {0} on.")),
     "examine": (0.2, ("I examine {0}.",)),
     "look": (0.2, ("I look around.",)),
 }
-NAME = re.compile(r"[a-z]+ \d+")
-ASTRAY = 0.08  # the chance that it tries what is not there
+LOOKS = (0, 1, 1, 2)  # for how many things, where it sees any
+ASTRAY = 0.05  # the chance that it tries what is not there
 
 
 def wanderer(env: ALFWorld, seed: object) -> Policy:
     """Of one episode."""
     rng = random.Random(f"wanderer {seed}")
+
+    def looked(seen: str) -> str:
+        """For what is here, or for anything that is in the room."""
+        if "Your task is to" in seen or "you see" not in seen:
+            return ""
+        here = NAME.findall(seen.partition("you see ")[2])
+        anything = sorted({thing.split()[0] for thing, _ in Facts(env).of["objecttype"]})
+        said = ""
+        for _ in range(rng.choice(LOOKS)):
+            kind = rng.choice(here).split()[0] if here and rng.random() < 0.5 else None
+            kind = kind or rng.choice(anything)
+            found = next((thing for thing in here if thing.split()[0] == kind), "none")
+            said += rng.choice(LOOK_FOR).format(kind=kind) + f"I see {found}. "
+        return said
 
     def move(seen: str) -> Move:
         by_verb: dict[str, list[str]] = {}
@@ -41,7 +58,8 @@ def wanderer(env: ALFWorld, seed: object) -> Policy:
         action = rng.choice(by_verb[verb])
         if rng.random() < ASTRAY:
             action = re.sub(r"\d+$", lambda _: str(rng.randint(6, 12)), action)
-        said = rng.choice(VERBS[verb][1]).format(*NAME.findall(action), "", "")
+        doing = rng.choice(VERBS[verb][1]).format(*NAME.findall(action), "", "")
+        said = looked(seen) + doing
         return Move(said, action, len(said.split()), len(action.split()))
 
     return move

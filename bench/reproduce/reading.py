@@ -1,0 +1,64 @@
+"""Next-token prediction on whole episodes, as any language model is made: Muon for matrices, AdamW
+for the rest, which takes half the steps that AdamW alone takes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from bench.reproduce.study import MUON_RATE
+from sadkern.data import SpanCollator
+
+BATCH, SORTED = 8, 64  # episodes of a step, of so many that are sorted by length
+WARMUP, END = 30, 0.05  # steps until the whole rate, and what of it is left in the end
+
+
+def read(
+    model: Any, examples: Sequence[dict[str, Any]], steps: int, rate: float, seed: int = 0
+) -> None:
+    """Trains `model`; `rate` is AdamW's."""
+    matrices = [x for name, x in model.named_parameters() if x.ndim == 2 and "embed" not in name]
+    others = [x for x in model.parameters() if not any(x is one for one in matrices)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(
+            matrices, lr=MUON_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]  # fmt: skip
+
+    def share(step: int) -> float:
+        return min(1.0, (step + 1) / WARMUP) * max(END, 1 - step / steps)
+
+    schedules = [torch.optim.lr_scheduler.LambdaLR(one, share) for one in optimizers]
+    model.train()
+    bar = tqdm(range(steps), desc="reading")
+    for _, batch in zip(bar, _batches(examples, seed), strict=False):
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+        loss = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+        ).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for one, schedule in zip(optimizers, schedules, strict=True):
+            one.step()
+            schedule.step()
+        model.zero_grad()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def _batches(examples: Sequence[dict[str, Any]], seed: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Of like length together, so that little is padding."""
+    rng, pad = random.Random(f"reading {seed}"), SpanCollator(0)
+    while True:
+        order = rng.sample(range(len(examples)), len(examples))
+        found = []
+        for at in range(0, len(order), SORTED):
+            some = sorted(order[at : at + SORTED], key=lambda i: len(examples[i]["input_ids"]))
+            found += [some[i : i + BATCH] for i in range(0, len(some), BATCH)]
+        rng.shuffle(found)
+        for batch in found:
+            yield pad([examples[i] for i in batch])
