@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from sadkern.evaluate.episode import Log
 from sadkern.evaluate.play import Move
 from sadkern.evaluate.scripted import perfect
 from sadkern.evaluate.tasks import tasks_of
+from sadkern.spans import segment
 
 
 @pytest.fixture
@@ -125,6 +127,25 @@ def test_the_commands(tmp_path, games):
     assert done.exit_code == 0, done.output
     assert "0 of 6 succeeded" in done.output
     assert len(Log(tmp_path / "kept" / script.LOG).episodes) == 6
+
+
+@pytest.mark.parametrize("env", ["alfworld", "hotpotqa", "webshop"])
+def test_shipped_prompts_are_episodes_as_the_agent_writes_them(env, tmp_path):
+    text = script.prompt_of("react", env)
+    instruction, _, example = text.partition("\n\n")
+    assert len(instruction.splitlines()) == 2
+    thoughts = re.findall(r"^Thought: (.+)$", example, re.MULTILINE)
+    actions = re.findall(r"^Action: (.+)$", example, re.MULTILINE)
+    assert len(thoughts) == len(actions) >= 4
+    spans = segment(example).spans
+    assert [example[x.start : x.end].strip() for x in spans] == [
+        said for pair in zip(thoughts, actions, strict=True) for said in pair
+    ]
+    assert text.endswith("\n\n")  # the next transcript begins after a blank line
+    own = tmp_path / "own.txt"
+    own.write_text("Be brief.\n")
+    assert script.prompt_of(str(own), env) == "Be brief.\n"
+    assert script.prompt_of(None, env) == ""
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from bench.reproduce import material, report, students
 from bench.reproduce.study import CELLS, GAMES_SEED, SIZES, Folder
 from sadkern.evaluate.environments import alfworld, alfworld_games
-from sadkern.evaluate.script import write_json
+from sadkern.evaluate.episode import Log
+from sadkern.evaluate.script import LOG, write_json
 
 TEST_GAMES, TEST_SPLIT = 88, "valid_unseen"
 DESCRIPTION = """\
@@ -95,6 +97,7 @@ def main() -> int:
     )  # fmt: skip
     add("--workers", type=int, default=os.cpu_count() or 1, help="Processes, each on one core.")
     add("--cell", help="Only this one and what it needs, such as sad-middle-0.")
+    add("--again", action="store_true", help="Teach --cell anew, and say whether it does the same.")
     add("--write", action="store_true", help="Tables and pictures to bench/results.")
     add("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -109,13 +112,36 @@ def main() -> int:
     if not folder.test_games.exists():
         material.write_test_games(folder, test_games(args.games))
     wanted = [name for name in known if not args.cell or name not in cells or name == args.cell]
+    before = set_aside(folder, args.cell) if args.again and args.cell else None
     failed = everything(folder, wanted, args.workers)
     for name in failed:
         lines = folder.log(name).read_text(errors="replace").splitlines()[-15:]
         print(f"{name} failed ({folder.log(name)}):\n  " + "\n  ".join(lines), file=sys.stderr)
+    if not failed and before is not None:
+        return again(before, folder.cell(args.cell))
     if not failed:
         report.tell(folder, args.write)
     return 1 if failed else 0
+
+
+def set_aside(folder: Folder, cell: str) -> Path | None:
+    """What the cell came to before; None: it was not done."""
+    if not folder.done(cell).exists():
+        return None
+    kept = folder.cell(f"{cell}.before")
+    shutil.rmtree(kept, ignore_errors=True)
+    folder.cell(cell).rename(kept)
+    folder.done(cell).unlink()
+    return kept
+
+
+def again(before: Path, after: Path) -> int:
+    """0: the same episodes, word for word."""
+    old, new = (Log(path / LOG).episodes for path in (before, after))
+    same = sum(a == b for a, b in zip(old, new, strict=True))
+    won = [sum(one.success for one in episodes) for episodes in (old, new)]
+    print(f"{after.name}: won {won[0]} and {won[1]} of {len(old)}; {same} episodes word for word")
+    return 0 if same == len(old) else 1
 
 
 def test_games(path: Path | None) -> list[dict]:
