@@ -21,6 +21,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback, get_scheduler
 
+from bench.peers import gkd_collator
 from sadkern import span_kl
 from sadkern.data import SpanCollator, inputs_of
 from sadkern.forward import head_projection, supervised_loss
@@ -112,21 +113,12 @@ def trl(folder: Path, student: Any, teacher: Any, data: list[Any]) -> tuple[floa
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    pad = SpanCollator(0)
-
-    def collate(examples: list[Any]) -> dict[str, Any]:
-        batch = pad(examples)
-        labels = torch.full_like(batch["input_ids"], -100)
-        member = batch["span_ids"][:, :-1] != 0  # of rows; labels are of tokens
-        labels[:, 1:][member] = batch["input_ids"][:, 1:][member]
-        return {**inputs_of(batch), "labels": labels}
-
     clock = Clock()
     trainer = GKDTrainer(
         model=student, teacher_model=teacher, train_dataset=Dataset.from_list(data),
         args=GKDConfig(**settings(folder), lmbda=0.0, beta=0.0, bf16=False,
                        gradient_checkpointing=False),
-        data_collator=collate, processing_class=tokenizer(), callbacks=[clock],
+        data_collator=gkd_collator(0), processing_class=tokenizer(), callbacks=[clock],
     )  # fmt: skip
     trainer.train()
     return trainer.state.log_history[0]["loss"], clock.ends

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div
 
-from sadkern.data import inputs_of
+from sadkern.data import SpanCollator, inputs_of
 from sadkern.forward import output_head, supervised_hidden
 from sadkern.plan.track import Step, finish_step
 
@@ -30,6 +30,21 @@ def eager(made: Any, model: Any, batch: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         theirs = _logits(teacher, batch).float().log_softmax(-1)
     return kl_div(ours, theirs, reduction="none", log_target=True).sum(-1).mean()
+
+
+def gkd_collator(pad_token: int) -> Callable[[list[Any]], dict[str, Tensor]]:
+    """Batches for TRL's GKDTrainer of examples as `prepare` makes them: what is supervised here has
+    a label there."""
+    pad = SpanCollator(pad_token)
+
+    def collate(examples: list[Any]) -> dict[str, Tensor]:
+        batch = pad(examples)
+        labels = torch.full_like(batch["input_ids"], -100)
+        member = batch["span_ids"][:, :-1] != 0  # of rows; labels are of tokens
+        labels[:, 1:][member] = batch["input_ids"][:, 1:][member]
+        return {**inputs_of(batch), "labels": labels}
+
+    return collate
 
 
 def gkd(made: Any, model: Any, batch: dict[str, Tensor]) -> Tensor:

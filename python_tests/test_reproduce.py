@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from importlib.util import find_spec
 
 import pytest
 
+from bench.reproduce import __main__ as command
+from bench.reproduce import material, report, students, study
 from bench.reproduce.explorer import GOALS, explorer
 from bench.reproduce.report import difference, over_games
-from bench.reproduce.study import CELLS, METHODS, SEEDS
+from bench.reproduce.study import CELLS, METHODS, SEEDS, Cell, Folder, Size
 from bench.reproduce.wanderer import wanderer
 from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.environments.alfworld_games import game
 from sadkern.evaluate.play import play
+from sadkern.evaluate.script import LOG
 from sadkern.spans import segment
 
 engine = pytest.mark.skipif(find_spec("alfworld") is None, reason="alfworld is not installed")
@@ -73,3 +77,50 @@ def test_the_wanderer_says_what_it_does():
         thing = " ".join(words[:2] if turn.action.startswith("go") else words[1:3])
         assert thing in turn.thought or turn.action == "look"
     assert any(turn.observation == "Nothing happens." for turn in episode.turns)
+
+
+@engine
+def test_the_whole_study_with_little_of_everything(tmp_path, monkeypatch, capsys):
+    """Every stage on few games and tiny models, and what is written of it."""
+    little = {
+        "GAMES": 6, "WANDERED": 4, "HELD_OUT": 2, "BASE_STEPS": 3, "TEACHER_STEPS": 3,
+        "STUDENT_STEPS": 2, "MAX_TURNS": 2, "MAX_NEW_TOKENS": 6, "TEACHER": Size(32, 1),
+        "SIZES": dict.fromkeys(study.SIZES, Size(16, 1)),
+    }  # fmt: skip
+    for name, value in little.items():
+        for module in (study, material, students, report, command):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+    methods = ["sad", "token", "hard", "random", "curriculum"]
+    methods += ["peer"] if find_spec("trl") and find_spec("datasets") else []
+    cells = [Cell(method, "middle", 0) for method in methods]
+    for module in (students, report, command):
+        monkeypatch.setattr(module, "CELLS", cells)
+    folder = Folder(tmp_path / "run")
+    material.write_test_games(folder, [game(1, index) for index in range(2)])
+    for stage in command.jobs():
+        for name, job in stage.items():
+            job(folder)
+            command.write_json(folder.done(name), {"seconds": 36})
+    report.tell(folder, write=False)
+    found = json.loads((folder.root / "reproduce.json").read_text())
+    assert set(found["rows"]) == {f"{method}-middle" for method in methods}
+    for row in found["rows"].values():
+        assert row["success"]["value"] == 0.0
+        assert row["success"]["episodes"] == 2
+        assert row["reason KL"] > 0
+        assert 0 <= row["steps"]["value"] <= 4
+    assert found["teacher"]["CoT match"]["value"] == 100.0
+    assert found["core hours"] == pytest.approx(0.01 * len(found["seconds"]))
+    assert "sad - token, middle" in found["differences"]
+    text = (folder.root / "reproduce.md").read_text()
+    assert "| 43.7 / 11.2 / 62.3 / 8.2 |" not in text  # of a size that is not here
+    assert "| 56.3 / 9.8 / 71.5 / 7.1 |" in text
+    assert (folder.root / "reproduce.png").stat().st_size > 10_000
+    # Again: the same words.
+    first = (folder.cell("sad-middle-0") / LOG).read_text()
+    before = command.set_aside(folder, "sad-middle-0")
+    students.teach(folder, "sad-middle-0")
+    assert (folder.cell("sad-middle-0") / LOG).read_text() == first
+    assert command.again(before, folder.cell("sad-middle-0")) == 0
+    assert "2 episodes word for word" in capsys.readouterr().out

@@ -6,8 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bench.peers import gkd_collator
 from bench.reproduce import material
 from bench.reproduce.study import (
     CELLS,
@@ -20,7 +19,6 @@ from bench.reproduce.study import (
     STUDENT_STEPS,
     Folder,
 )
-from sadkern.data import SpanCollator, inputs_of
 from sadkern.evaluate import script
 from sadkern.evaluate.agent import LanguageAgent
 from sadkern.evaluate.environments.alfworld import ALFWorld, games
@@ -59,20 +57,11 @@ def peer(student: Any, teacher: Any, data: list[Any], tokenizer: Any, how: dict[
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    pad = SpanCollator(tokenizer.pad_token_id)
-
-    def collate(examples: list[Any]) -> dict[str, Any]:
-        batch = pad(examples)
-        labels = torch.full_like(batch["input_ids"], -100)
-        member = batch["span_ids"][:, :-1] != 0  # of rows; labels are of tokens
-        labels[:, 1:][member] = batch["input_ids"][:, 1:][member]
-        return {**inputs_of(batch), "labels": labels}
-
     GKDTrainer(
         model=student, teacher_model=teacher, train_dataset=Dataset.from_list(data),
         args=GKDConfig(**how, lmbda=0.0, beta=0.0, temperature=1.0, bf16=False,
                        gradient_checkpointing=False),
-        data_collator=collate, processing_class=tokenizer,
+        data_collator=gkd_collator(tokenizer.pad_token_id), processing_class=tokenizer,
     ).train()  # fmt: skip
 
 
