@@ -69,7 +69,7 @@ def test_the_explorer_wins_by_text_alone():
 @engine
 def test_the_wanderer_says_what_it_does():
     env = ALFWorld(game(2, 0))
-    episode = play(env, wanderer(env, 0), max_turns=30)
+    episode = play(env, wanderer(env, 0), max_turns=90)
     env.close()
     assert not episode.success
     for turn in episode.turns:

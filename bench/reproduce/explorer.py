@@ -26,10 +26,11 @@ TREATMENTS = {
 }
 LIKELY = {o.lower(): homes.lower().split() for o, homes in HOMES.items()}
 
-# What is looked for is named first: whether it is here is then seen by a look at what is.
+# What is looked for is named first, and where it is: whether the one is here, and what comes after
+# the other, is then seen by a look at what stands there.
 LOOK_FOR = ("I look for a {kind}. ", "I need a {kind}. ")
 FIRST = ("It may be at {place}, so I go there.",)
-NEXT = ("I see none, so I go to {place}.",)
+NEXT = ("I see none. From {here} I go to {place}.",)
 FOUND = ("I see {thing}, so I take it.",)
 LIT = ("I see {thing}, so I turn it on.",)
 KNOWN = ("I have seen {thing} at {place}, so I go there.",)

@@ -14,8 +14,8 @@ class Size(NamedTuple):
     layers: int
 
 
-SIZES = {"small": Size(48, 3), "middle": Size(64, 3), "large": Size(96, 3)}
-TEACHER = Size(128, 4)
+SIZES = {"small": Size(48, 4), "middle": Size(64, 4), "large": Size(96, 4)}
+TEACHER = Size(128, 5)
 SEEDS = (0, 1, 2)
 
 GAMES, WANDERED, HELD_OUT = (

@@ -15,7 +15,7 @@ from sadkern.evaluate.scripted import Facts
 
 # An action's verb, how often it is chosen over others, and what is said of it.
 VERBS = {
-    "go": (6, ("I go to {0}.", "I look at {0}.")),
+    "go": (6, ("I go to {0}.",)),
     "open": (4, ("I open {0}.", "{0} is closed. I open it.")),
     "close": (0.3, ("I close {0}.",)),
     "take": (4, ("I take {0} from {1}.", "I take {0}.")),
@@ -27,6 +27,7 @@ VERBS = {
     "examine": (0.2, ("I examine {0}.",)),
     "look": (0.2, ("I look around.",)),
 }
+ON = 0.6  # the chance that it goes on to what stands next to where it is
 LOOKS = (0, 1, 1, 2)  # for how many things, where it sees any
 ASTRAY = 0.05  # the chance that it tries what is not there
 
@@ -49,16 +50,27 @@ def wanderer(env: ALFWorld, seed: object) -> Policy:
             said += rng.choice(LOOK_FOR).format(kind=kind) + f"I see {found}. "
         return said
 
+    places: list[str] = []
+    here = ""
+
     def move(seen: str) -> Move:
+        nonlocal here
+        if not places:
+            places.extend(NAME.findall(seen.partition("Your task is to")[0]))
         by_verb: dict[str, list[str]] = {}
         for action in env.admissible:
             by_verb.setdefault(action.split()[0], []).append(action)
         known = [verb for verb in by_verb if verb in VERBS]
         verb = rng.choices(known, [VERBS[verb][0] for verb in known])[0]
         action = rng.choice(by_verb[verb])
-        if rng.random() < ASTRAY:
-            action = re.sub(r"\d+$", lambda _: str(rng.randint(6, 12)), action)
         doing = rng.choice(VERBS[verb][1]).format(*NAME.findall(action), "", "")
+        if verb == "go" and here in places[:-1] and rng.random() < ON:
+            place = places[places.index(here) + 1]
+            action, doing = f"go to {place}", f"From {here} I go to {place}."
+        elif rng.random() < ASTRAY:
+            wrong = str(rng.randint(6, 12))
+            action, doing = (re.sub(r"\d+(?=\.?$)", wrong, text) for text in (action, doing))
+        here = action.removeprefix("go to ") if verb == "go" else here
         said = looked(seen) + doing
         return Move(said, action, len(said.split()), len(action.split()))
 
