@@ -27,14 +27,14 @@ from bench.reproduce.study import (
     Size,
 )
 from bench.reproduce.wanderer import wanderer
+from sadkern.data import prepare
 from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.environments.alfworld_games import game
 from sadkern.evaluate.episode import Episode, Log
 from sadkern.evaluate.play import play
-from sadkern.teacher import OnlineTeacher, TeacherSource
+from sadkern.teacher import OnlineTeacher
 from sadkern.teacher.build import build
 from sadkern.teacher.cached import store_for
-from sadkern.train import SADConfig, SADTrainer, prepare
 from sadkern.train.segmentation import resegmented
 
 END = "<|endoftext|>"
@@ -99,29 +99,6 @@ def new_model(tokenizer: Any, size: Size) -> LlamaForCausalLM:
             pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
         )
     )  # fmt: skip
-
-
-def settings(output: Path, steps: int, rate: float, seed: int, **others: Any) -> dict[str, Any]:
-    """Of `transformers.TrainingArguments`, alike for every model here and for TRL's."""
-    return {
-        "output_dir": str(output), "max_steps": steps, "learning_rate": rate, "seed": seed,
-        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "warmup_steps": 20,
-        "lr_scheduler_type": "linear", "weight_decay": 0.1, "adam_beta2": 0.95,
-        "logging_steps": 20, "save_strategy": "no", "report_to": "none", "use_cpu": True,
-        **others,
-    }  # fmt: skip
-
-
-def fit(
-    model: Any, teacher: TeacherSource, data: list[dict[str, Any]], tokenizer: Any, **set_to: Any
-) -> SADTrainer:
-    """Trains `model`."""
-    trainer = SADTrainer(
-        model=model, teacher_model=teacher, args=SADConfig(**set_to), train_dataset=data,
-        processing_class=tokenizer,
-    )  # fmt: skip
-    trainer.train()
-    return trainer
 
 
 def train_base(folder: Folder, size: str) -> None:

@@ -21,8 +21,10 @@ def read(
     model: Any, examples: Sequence[dict[str, Any]], steps: int, rate: float, seed: int = 0
 ) -> None:
     """Trains `model`; `rate` is AdamW's."""
-    matrices = [x for name, x in model.named_parameters() if x.ndim == 2 and "embed" not in name]
-    others = [x for x in model.parameters() if not any(x is one for one in matrices)]
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, x in model.named_parameters():
+        (matrices if x.ndim == 2 and "embed" not in name else others).append(x)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.Muon(
             matrices, lr=MUON_RATE, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,15 @@ from bench.reproduce.study import (
     TABLE_3,
     TABLE_5,
     TEACHER,
+    Cell,
     Folder,
 )
 from sadkern.evaluate.episode import Episode, Log
-from sadkern.evaluate.metrics import Estimate, bootstrap, cot_match_rate
-from sadkern.evaluate.script import LOG, write_json
+from sadkern.evaluate.metrics import Estimate, Tokens, bootstrap, cot_match_rate
+from sadkern.evaluate.script import LOG, tokens_of, write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
 KL = {"reason KL": "eval_reason/kl", "act KL": "eval_act/kl"}
-Tokens = Callable[[str], Sequence[Any]]
 
 
 def per_game(episodes: Sequence[Episode], teacher: Sequence[Episode], tokens: Tokens) -> dict:
@@ -67,56 +67,39 @@ def difference(ours: Sequence[dict], theirs: Sequence[dict], metric: str) -> Est
 
 def gathered(folder: Folder) -> dict[str, Any]:
     """Everything, as it is kept in JSON."""
-    tokenizer = material.tokenizer_of(folder)
-
-    def tokens(text: str) -> Sequence[Any]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
+    tokens = tokens_of(material.tokenizer_of(folder))
     teacher = Log(folder.teacher / LOG).episodes
 
     def numbers(path: Path) -> dict:
         return per_game(Log(path / LOG).episodes, teacher, tokens)
 
-    cells = {cell: numbers(folder.cell(cell.name)) for cell in CELLS
-             if folder.done(cell.name).exists()}  # fmt: skip
+    cells: dict[tuple[str, str], list[Cell]] = {}
+    for cell in CELLS:
+        if folder.done(cell.name).exists():
+            cells.setdefault((cell.method, cell.size), []).append(cell)
+    seeds = {row: [numbers(folder.cell(cell.name)) for cell in own] for row, own in cells.items()}
 
     def told(seeds: Sequence[dict]) -> dict[str, Any]:
         return {metric: over_games(seeds, metric)._asdict() for metric in METRICS}
 
     rows = {}
-    for size in SIZES:
-        for method in METHODS:
-            own = [cell for cell in cells if (cell.method, cell.size) == (method, size)]
-            if not own:
-                continue
-            measured = [
-                json.loads((folder.cell(cell.name) / "measured.json").read_text()) for cell in own
-            ]
-            seeds = [cells[cell] for cell in own]
-            rows[f"{method}-{size}"] = {
-                **told(seeds),
-                **{
-                    name: float(np.mean([one[key] for one in measured])) for name, key in KL.items()
-                },
-                "success of each seed": [over_games([one], "success").value for one in seeds],
-            }
-
-    def between(method: str, other: str, size: str) -> dict[str, Any]:
-        ours, theirs = (
-            [cells[cell] for cell in cells if (cell.method, cell.size) == (one, size)]
-            for one in (method, other)
-        )
-        return {metric: difference(ours, theirs, metric)._asdict() for metric in METRICS}
-
-    differences = {
-        f"{method} - {other}, {size}": between(method, other, size)
-        for size in SIZES
-        for method, other in [
-            ("sad", "token"), ("sad", "hard"),
-            *([("sad", one) for one in METHODS if one not in TABLE_3] if size == ABLATED else []),
+    for (method, size), own in cells.items():
+        measured = [
+            json.loads((folder.cell(cell.name) / "measured.json").read_text()) for cell in own
         ]
-        if f"{method}-{size}" in rows and f"{other}-{size}" in rows
-    }  # fmt: skip
+        each = seeds[method, size]
+        rows[f"{method}-{size}"] = {
+            **told(each),
+            **{name: float(np.mean([one[key] for one in measured])) for name, key in KL.items()},
+            "success of each seed": [over_games([one], "success").value for one in each],
+        }
+    differences = {
+        f"sad - {method}, {size}": {
+            metric: difference(seeds["sad", size], theirs, metric)._asdict() for metric in METRICS
+        }
+        for (method, size), theirs in seeds.items()
+        if method != "sad" and ("sad", size) in seeds
+    }
     seconds = {
         done.stem: json.loads(done.read_text())["seconds"]
         for done in sorted(folder.done("x").parent.glob("*.json"))

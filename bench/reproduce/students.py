@@ -34,22 +34,36 @@ def teach(folder: Folder, name: str) -> None:
     tokenizer = material.tokenizer_of(folder)
     student = material.load(folder.base(cell.size))
     signal = CachedTeacher(folder.signal)
-    how = material.settings(
-        folder.cell(name), STUDENT_STEPS, STUDENT_RATE, cell.seed, **METHODS[cell.method][1]
-    )
+    output = folder.cell(name)
+    how = settings(output, cell.seed, **METHODS[cell.method][1])
     if cell.method == "peer":
         peer(student, material.load(folder.teacher), ours, tokenizer, how)
     else:
         teacher = HardLabels() if cell.method == "hard" else signal
-        material.fit(student, teacher, ours, tokenizer, **how)
-    asked = SADConfig(**{**material.settings(folder.cell(name), 1, 0, 0), "do_eval": True})
+        SADTrainer(
+            model=student, teacher_model=teacher, args=SADConfig(**how), train_dataset=ours,
+            processing_class=tokenizer,
+        ).train()  # fmt: skip
+    # By the spans and the teacher, whatever it was taught by.
     measured = SADTrainer(
-        model=student, teacher_model=signal, args=asked, eval_dataset=held_out,
-        processing_class=tokenizer,
+        model=student, teacher_model=signal, args=SADConfig(**settings(output, 0)),
+        eval_dataset=held_out, processing_class=tokenizer,
     ).evaluate()  # fmt: skip
-    script.write_json(folder.cell(name) / "measured.json", measured)
-    student.save_pretrained(folder.cell(name))
-    play(folder, student, folder.cell(name))
+    script.write_json(output / "measured.json", measured)
+    student.save_pretrained(output)
+    play(folder, student, output)
+
+
+def settings(output: Path, seed: int, **others: Any) -> dict[str, Any]:
+    """Of `transformers.TrainingArguments`, alike for every student, TRL's too."""
+    return {
+        "output_dir": str(output), "max_steps": STUDENT_STEPS, "learning_rate": STUDENT_RATE,
+        "seed": seed,
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "warmup_steps": 20,
+        "lr_scheduler_type": "linear", "weight_decay": 0.1, "adam_beta2": 0.95,
+        "logging_steps": 20, "save_strategy": "no", "report_to": "none", "use_cpu": True,
+        **others,
+    }  # fmt: skip
 
 
 def peer(student: Any, teacher: Any, data: list[Any], tokenizer: Any, how: dict[str, Any]) -> None:

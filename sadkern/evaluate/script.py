@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from sadkern.evaluate.agent import LanguageAgent
 from sadkern.evaluate.compare import kl_of_episode
 from sadkern.evaluate.episode import Episode, Log, read
-from sadkern.evaluate.metrics import Estimate, summary
+from sadkern.evaluate.metrics import Estimate, Tokens, summary
 from sadkern.evaluate.play import Running, play_together
 from sadkern.evaluate.tasks import Task
 
@@ -89,10 +89,6 @@ def report(
     """A table, and in `output` the same as JSON and as a picture. With a teacher's model also the
     agent's KL to it on what the agent did. ValueError: it has other tokens."""
     tokenizer = agent.tokenizer
-
-    def tokens(text: str) -> Sequence[Any]:
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
     further = {}
     if teacher_model is not None:
         beside = load_agent(teacher_model, "", 0)
@@ -101,7 +97,7 @@ def report(
         console = Console(stderr=True)
         for one in track(episodes, "comparing with the teacher", console=console):
             further[one.key] = kl_of_episode(agent.model, beside.model, tokenizer, one)
-    found = summary(episodes, teacher, tokens, further)
+    found = summary(episodes, teacher, tokens_of(tokenizer), further)
     scores = {
         env: {name: one._asdict() for name, one in rows.items()} for env, rows in found.items()
     }
@@ -121,6 +117,11 @@ def report(
         console.print(f"  {count} ended by: {failure}", highlight=False, markup=False)
     if found:
         plot(found, output / PLOT)
+
+
+def tokens_of(tokenizer: Any) -> Tokens:
+    """What metrics take: a text's tokens."""
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def write_json(path: Path, content: Any) -> None:
