@@ -54,6 +54,32 @@ def test_means_over_seeds_and_intervals_over_games():
     assert difference(seeds, other, "x")[:3] == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--again"], "Name it by --cell"),
+        (["--cell", "sad-huge-0"], "expected one of sad-small-0"),
+        (["--games", "{games}"], "none of its games is of the split valid_unseen"),
+    ],
+)
+def test_what_it_cannot_do_is_refused(arguments, said, tmp_path, monkeypatch, capsys):
+    games = tmp_path / "games.jsonl"
+    games.write_text(json.dumps(game(1, 0)) + "\n")
+    monkeypatch.setattr(
+        "sys.argv",
+        [
+            "reproduce",
+            "--output",
+            str(tmp_path / "run"),
+            *(x.format(games=games) for x in arguments),
+        ],
+    )
+    with pytest.raises(SystemExit):
+        command.main()
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run" / "test_games.jsonl").exists()
+
+
 @engine
 def test_the_explorer_wins_by_text_alone():
     for index in range(12):

@@ -109,10 +109,15 @@ def main() -> int:
     cells = [cell.name for cell in CELLS]
     if args.cell and args.cell not in cells:
         parser.error(f"--cell {args.cell}: expected one of {', '.join(cells)}")
+    if args.again and not args.cell:
+        parser.error("--again: which? Name it by --cell, such as --cell sad-middle-0")
     if not folder.test_games.exists():
-        material.write_test_games(folder, test_games(args.games))
+        games = test_games(args.games)
+        if not games:
+            parser.error(f"{args.games}: none of its games is of the split {TEST_SPLIT}")
+        material.write_test_games(folder, games)
     wanted = [name for name in known if not args.cell or name not in cells or name == args.cell]
-    before = set_aside(folder, args.cell) if args.again and args.cell else None
+    before = set_aside(folder, args.cell) if args.again else None
     failed = everything(folder, wanted, args.workers)
     for name in failed:
         lines = folder.log(name).read_text(errors="replace").splitlines()[-15:]

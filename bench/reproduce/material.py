@@ -134,7 +134,9 @@ def write_signal(folder: Folder) -> None:
 
 
 def write_test_games(folder: Folder, games: list[dict[str, Any]]) -> None:
-    """What is played is part of the run."""
+    """What is played is part of the run: whole or not at all."""
     folder.root.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in games]
-    folder.test_games.write_text("".join(lines), encoding="utf-8")
+    begun = folder.test_games.with_suffix(".part")
+    begun.write_text("".join(lines), encoding="utf-8")
+    begun.replace(folder.test_games)
