@@ -44,13 +44,19 @@ Step = tuple[str, str]
 Steps = Generator[Step, str, None]
 
 
+def in_order(places: list[str]) -> list[str]:
+    """As they are gone through: kinds as they are listed, of each the first one first."""
+    kinds = [place.split()[0] for place in places]
+    return sorted(places, key=lambda place: (kinds.index(place.split()[0]), int(place.split()[1])))
+
+
 class _Explorer:
     """It remembers what it has seen where, and what it has looked into."""
 
     def __init__(self, opening: str, rng: random.Random):
         room, _, task = opening.partition("Your task is to: ")
         self.rng = rng
-        self.places: list[str] = NAME.findall(room)
+        self.places = in_order(NAME.findall(room))
         match, self.kind = next(
             (found, kind) for pattern, kind in GOALS if (found := pattern.match(task))
         )

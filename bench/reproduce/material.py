@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tokenizers import ByteLevelBPETokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, set_seed
 
 from bench.reproduce.explorer import explorer
 from bench.reproduce.reading import read
@@ -38,7 +37,7 @@ from sadkern.teacher.cached import store_for
 from sadkern.train.segmentation import resegmented
 
 END = "<|endoftext|>"
-WANDERED_TURNS = 16
+WANDERINGS, WANDERED_TURNS = 3, 6  # of a game, of each
 PARTS = 2  # of the games, each played by a process
 
 
@@ -47,12 +46,12 @@ def episodes(folder: Folder, part: int) -> None:
     logs = {kind: Log(folder.episodes(kind, part)) for kind in ("explored", "wandered")}
     for index in range(part, GAMES + HELD_OUT, PARTS):
         env = ALFWorld(game(GAMES_SEED, index))
-        agents = {"explored": (partial(explorer, index), 50)}
-        if index < WANDERED:
-            agents["wandered"] = (partial(wanderer, env, index), WANDERED_TURNS)
-        for kind, (agent, turns) in agents.items():
-            if (env.name, env.task, 0) not in logs[kind]:
-                logs[kind].append(play(env, agent(), max_turns=turns))
+        agents = [("explored", 0, explorer(index), 50)]
+        for n in range(WANDERINGS if index < WANDERED else 0):
+            agents.append(("wandered", n, wanderer(env, (index, n)), WANDERED_TURNS))
+        for kind, n, agent, turns in agents:
+            if (env.name, env.task, n) not in logs[kind]:
+                logs[kind].append(play(env, agent, max_turns=turns, sample=n))
         env.close()
 
 
@@ -60,7 +59,7 @@ def played(folder: Folder, kind: str) -> list[Episode]:
     """In the order of their games."""
     logs = [Log(folder.episodes(kind, part)).episodes for part in range(PARTS)]
     found = [one for log in logs for one in log]
-    return sorted(found, key=lambda one: int(one.task.rsplit("-", 1)[1]))
+    return sorted(found, key=lambda one: (int(one.task.rsplit("-", 1)[1]), one.sample))
 
 
 def taught(folder: Folder) -> tuple[list[str], list[str]]:
@@ -89,12 +88,13 @@ def examples_of(folder: Folder, texts: list[str]) -> list[dict[str, Any]]:
     return prepare(records, tokenizer_of(folder), max_length=MAX_LENGTH)
 
 
-def new_model(tokenizer: Any, size: Size) -> LlamaForCausalLM:
-    return LlamaForCausalLM(
-        LlamaConfig(
+def new_model(tokenizer: Any, size: Size) -> Qwen3ForCausalLM:
+    return Qwen3ForCausalLM(
+        Qwen3Config(
             vocab_size=len(tokenizer), hidden_size=size.width,
             intermediate_size=8 * size.width // 3, num_hidden_layers=size.layers,
-            num_attention_heads=size.width // 16, max_position_embeddings=2048,
+            num_attention_heads=size.width // 32,
+            num_key_value_heads=size.width // 32, head_dim=32, max_position_embeddings=2048,
             tie_word_embeddings=True, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
         )
@@ -112,7 +112,7 @@ def train_teacher(folder: Folder) -> None:
     model.save_pretrained(folder.teacher)
 
 
-def wandering(folder: Folder, size: Size) -> LlamaForCausalLM:
+def wandering(folder: Folder, size: Size) -> Qwen3ForCausalLM:
     set_seed(0)
     model = new_model(tokenizer_of(folder), size)
     texts = [one.text for one in played(folder, "wandered")]
@@ -121,7 +121,7 @@ def wandering(folder: Folder, size: Size) -> LlamaForCausalLM:
 
 
 def load(path: Path) -> Any:
-    return LlamaForCausalLM.from_pretrained(path)
+    return Qwen3ForCausalLM.from_pretrained(path)
 
 
 def write_signal(folder: Folder) -> None:

@@ -8,25 +8,22 @@ from typing import Any, NamedTuple
 
 
 class Size(NamedTuple):
-    """Heads are 16 wide."""
+    """Heads are 32 wide."""
 
     width: int
     layers: int
 
 
-SIZES = {"small": Size(48, 4), "middle": Size(64, 4), "large": Size(96, 4)}
+SIZES = {"small": Size(64, 4), "middle": Size(96, 4), "large": Size(128, 4)}
 TEACHER = Size(128, 5)
 SEEDS = (0, 1, 2)
 
-GAMES, WANDERED, HELD_OUT = (
-    1200,
-    1200,
-    40,
-)  # of ours: to be taught on, to know before, to measure KL
+# Of ours: to be taught on, to know before, to measure KL.
+GAMES, WANDERED, HELD_OUT = 1200, 1200, 40
 GAMES_SEED = 0
 MAX_LENGTH = 1024  # tokens of an episode that is learnt from
-BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 900, 600, 200  # of 8 episodes
-BASE_RATE, MUON_RATE, STUDENT_RATE = 8e-3, 0.02, 2e-3
+BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 2000, 600, 200  # of 8 episodes
+BASE_RATE, MUON_RATE, STUDENT_RATE = 1e-2, 0.05, 2e-3
 PLAYED_AT_A_TIME, MAX_TURNS, MAX_INVALID, MAX_NEW_TOKENS = 16, 30, 3, 40
 
 # Of each way of teaching: what it is called in a table, and what it sets. `peer` is TRL's trainer.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 
-from bench.reproduce.explorer import LOOK_FOR, NAME
+from bench.reproduce.explorer import LOOK_FOR, NAME, in_order
 from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.play import Move, Policy
 from sadkern.evaluate.scripted import Facts
@@ -27,8 +27,9 @@ VERBS = {
     "examine": (0.2, ("I examine {0}.",)),
     "look": (0.2, ("I look around.",)),
 }
-ON = 0.6  # the chance that it goes on to what stands next to where it is
-LOOKS = (0, 1, 1, 2)  # for how many things, where it sees any
+ON = 0.6  # the chance that it goes on to what comes after where it is
+# For how many things it looks, as it begins, where it sees any and where it does not.
+AT_FIRST, SEEING, ELSE = (2, 3), (2, 3, 4), (0, 1)
 ASTRAY = 0.05  # the chance that it tries what is not there
 
 
@@ -37,16 +38,15 @@ def wanderer(env: ALFWorld, seed: object) -> Policy:
     rng = random.Random(f"wanderer {seed}")
 
     def looked(seen: str) -> str:
-        """For what is here, or for anything that is in the room."""
-        if "Your task is to" in seen or "you see" not in seen:
-            return ""
-        here = NAME.findall(seen.partition("you see ")[2])
+        """For what is here, for places, or for anything that is in the room."""
+        first = "Your task is to" in seen
+        here = [] if first else NAME.findall(seen.partition("you see ")[2])
         anything = sorted({thing.split()[0] for thing, _ in Facts(env).of["objecttype"]})
         said = ""
-        for _ in range(rng.choice(LOOKS)):
-            kind = rng.choice(here).split()[0] if here and rng.random() < 0.5 else None
-            kind = kind or rng.choice(anything)
-            found = next((thing for thing in here if thing.split()[0] == kind), "none")
+        for _ in range(rng.choice(AT_FIRST if first else SEEING if "you see" in seen else ELSE)):
+            among = rng.choices((here, places, anything), (9 if here else 0, 4, 7))[0]
+            kind = rng.choice(among).split()[0]
+            found = next((x for x in [*here, *places] if x.split()[0] == kind), "none")
             said += rng.choice(LOOK_FOR).format(kind=kind) + f"I see {found}. "
         return said
 
@@ -56,7 +56,7 @@ def wanderer(env: ALFWorld, seed: object) -> Policy:
     def move(seen: str) -> Move:
         nonlocal here
         if not places:
-            places.extend(NAME.findall(seen.partition("Your task is to")[0]))
+            places.extend(in_order(NAME.findall(seen.partition("Your task is to")[0])))
         by_verb: dict[str, list[str]] = {}
         for action in env.admissible:
             by_verb.setdefault(action.split()[0], []).append(action)
