@@ -1,9 +1,10 @@
-"""What the Triton kernels take on the chips they are for, without one: `python -m bench.aot`.
+"""What the kernels take on the chips they are for, without one: `python -m bench.aot`.
 
-Every kernel is compiled ahead of time as the backend would launch it, each choice of
-`sadkern.backends.triton.plans` at the longest rows that it serves, and the machine code is asked
-for its registers, its stack (where what does not fit the registers is spilled to) and its shared
-memory. `--check` ends with status 1 where a kernel spills or takes more than the chip has.
+Every Triton kernel is compiled ahead of time as the backend would launch it, each choice of
+`sadkern.backends.triton.plans` at the longest rows that it serves; of the CUDA kernels it is what
+was built of them here. The machine code is asked for its registers, its stack (where what does not
+fit the registers is spilled to) and its shared memory. `--check` ends with status 1 where a kernel
+spills or takes more than the chip has.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import argparse
 import json
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,11 +31,13 @@ from rich.progress import track
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bench.aot_cuda import kernels
+from bench.machine_code import Usage, resources
+from sadkern.backends import cuda
 from sadkern.backends import triton as backend
 from sadkern.backends.triton import plans
 from sadkern.span_kl import DIVERGENCES
 
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 RESULTS = Path(__file__).parent / "results" / "aot.md"
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 FP32, BF16, FP16 = NAMES
@@ -64,24 +66,6 @@ class Case(NamedTuple):
     plan: plans.Plan
     constants: dict[str, Any]
     types: dict[str, str]  # of the logits and their gradient
-
-
-class Usage(NamedTuple):
-    """What cuobjdump says of the machine code, a thread's or a program's."""
-
-    registers: int
-    stack: int  # bytes; what is spilled is there
-    shared: int  # bytes
-
-    def refused(self, capability: tuple[int, int]) -> str:
-        """Why a chip, or this project, would not have it."""
-        if self.stack:
-            return f"spills {self.stack} B a thread"
-        if self.shared > plans.SHARED[capability]:
-            return (
-                f"takes {self.shared} B of the chip's {plans.SHARED[capability]} B of shared memory"
-            )
-        return ""
 
 
 def cases(capability: tuple[int, int]) -> Iterator[Case]:
@@ -182,8 +166,7 @@ def compiled(case: Case) -> Usage:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        command = [str(CUOBJDUMP), "-res-usage", file.name]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        said = resources(file.name)
     found = dict(re.findall(r"(REG|STACK):(\d+)", said))
     return Usage(int(found["REG"]), int(found["STACK"]), made.metadata.shared)
 
@@ -219,14 +202,16 @@ def markdown(table: list[dict[str, Any]]) -> str:
         return "{} / {} / {}".format(*most) + f" ({len(rows)})"
 
     lines = [
-        "# What the Triton kernels take, compiled ahead of time",
+        "# What the kernels take, compiled ahead of time",
         "",
-        f"`python -m bench.aot --write` with triton {triton.__version__}, without a GPU.",
+        f"`python -m bench.aot --write` with triton {triton.__version__} and nvcc "
+        f"({cuda.missing() or cuda.built()}), without a GPU.",
         "",
         "Each cell: registers / bytes of stack, both of a thread, / bytes of shared memory of a",
         "program; in brackets, of how many kernels (divergences, tails, K) that is the most.",
         "Where the stack is 0, nothing is spilled. Rows that are kept stay in registers, so many",
-        "tiles of so many entries, and are read once; others are swept, tile by tile.",
+        "tiles of so many entries, and are read once; others are swept, tile by tile. Of the CUDA",
+        "kernels the shared memory is that of the longest rows.",
         "",
         f"| kernel | logits | rows | {' | '.join(chips)} |",
         "|---|---|---|" + "---|" * len(chips),
@@ -252,13 +237,10 @@ def main(arguments: list[str] | None = None) -> int:
         made = pool.map(compiled, everything, chunksize=4)
         console = Console(stderr=True)
         usages = list(track(made, "compiling", total=len(everything), console=console))
-    pairs = list(zip(everything, usages, strict=True))
-    table = [{**described(case), **usage._asdict()} for case, usage in pairs]
-    refused = [
-        f"{described(case)}: {usage.refused(case.capability)}"
-        for case, usage in pairs
-        if usage.refused(case.capability)
-    ]
+    found = [(described(x), x.capability, y) for x, y in zip(everything, usages, strict=True)]
+    found += [one for one in kernels() if one[1] in chips]
+    table = [{**row, **usage._asdict()} for row, _, usage in found]
+    refused = [f"{row}: {why}" for row, chip, usage in found if (why := usage.refused(chip))]
     if options.write:
         RESULTS.write_text(markdown(table))
     if options.json:

@@ -1,8 +1,5 @@
 // Python's door to the compiled core. Tensors arrive as addresses, sizes and strides: this file knows
 // no torch, so that one build serves every version of it.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -14,58 +11,29 @@
 #include <utility>
 #include <vector>
 
+#include "arguments.h"
 #include "cpu/buffer.h"
 #include "cpu/isa.h"
 
-namespace py = pybind11;
 using namespace sadkern;
 
 namespace {
 
-const std::map<std::string, DType> kDTypes = {
-    {"float32", DType::float32}, {"bfloat16", DType::bfloat16}, {"float16", DType::float16}};
-
-const std::map<std::string, Divergence> kDivergences = {
-    {"forward_kl", Divergence::forward_kl},
-    {"reverse_kl", Divergence::reverse_kl},
-    {"jsd", Divergence::jsd},
-    {"skew_forward_kl", Divergence::skew_forward_kl},
-    {"skew_reverse_kl", Divergence::skew_reverse_kl},
-    {"tvd", Divergence::tvd}};
-
 const std::map<std::string, Tail> kTails = {
     {"bucket", Tail::bucket}, {"renormalize", Tail::renormalize}, {"none", Tail::none}};
 
-// The arguments of a kernel, by the names of its argument struct.
-struct Arguments {
-  py::kwargs given;
-
-  template <class T>
-  T get(const char* name) const {
-    return given[name].cast<T>();
+// (address, leading strides)
+Rows rows_of(const Arguments& given, const char* name) {
+  const auto [address, strides] = given.get<std::pair<uintptr_t, std::vector<int64_t>>>(name);
+  if (strides.size() > kMaxLeading) {
+    throw std::invalid_argument(std::string(name) + " has " + std::to_string(strides.size()) +
+                                " leading dimensions, expected at most " +
+                                std::to_string(kMaxLeading));
   }
-  // An address; 0 stands for an absent tensor.
-  template <class T>
-  T* pointer(const char* name) const {
-    return reinterpret_cast<T*>(get<uintptr_t>(name));
-  }
-  template <class T>
-  T named(const char* name, const std::map<std::string, T>& known) const {
-    return known.at(get<std::string>(name));
-  }
-  // (address, leading strides)
-  Rows rows(const char* name) const {
-    const auto [address, strides] = get<std::pair<uintptr_t, std::vector<int64_t>>>(name);
-    if (strides.size() > kMaxLeading) {
-      throw std::invalid_argument(std::string(name) + " has " + std::to_string(strides.size()) +
-                                  " leading dimensions, expected at most " +
-                                  std::to_string(kMaxLeading));
-    }
-    Rows out{reinterpret_cast<void*>(address), {}};
-    std::copy(strides.begin(), strides.end(), out.strides);
-    return out;
-  }
-};
+  Rows out{reinterpret_cast<void*>(address), {}};
+  std::copy(strides.begin(), strides.end(), out.strides);
+  return out;
+}
 
 template <class Args>
 void sizes_into(Args& args, const Arguments& given) {
@@ -75,8 +43,8 @@ void sizes_into(Args& args, const Arguments& given) {
 }
 
 void rows_into(RowArgs& args, const Arguments& given) {
-  args.student = given.rows("student");
-  args.dstudent = given.rows("dstudent");
+  args.student = rows_of(given, "student");
+  args.dstudent = rows_of(given, "dstudent");
   sizes_into(args, given);
   args.vocab = given.get<int64_t>("vocab");
   args.student_vocab = given.get<int64_t>("student_vocab");
@@ -109,7 +77,7 @@ void launch(bool (*kernel)(const Args&, int), const Args& args, const Arguments&
 void span_kl(const py::kwargs& kwargs) {
   const Arguments given{kwargs};
   SpanKlArgs args{};
-  args.teacher = given.rows("teacher");
+  args.teacher = rows_of(given, "teacher");
   rows_into(args, given);
   launch(chosen_isa().span_kl, args, given);
 }
@@ -135,7 +103,7 @@ int64_t span_kl_topk(const py::kwargs& kwargs) {
 void topk(const py::kwargs& kwargs) {
   const Arguments given{kwargs};
   TopkArgs args{};
-  args.logits = given.rows("logits");
+  args.logits = rows_of(given, "logits");
   sizes_into(args, given);
   args.vocab = given.get<int64_t>("vocab");
   args.dtype = given.named("dtype", kDTypes);
@@ -166,7 +134,6 @@ py::dict build_info() {
   py::dict info;
   info["compiler"] = __VERSION__;
   info["openmp"] = _OPENMP;
-  info["cuda"] = py::none();
   info["isas"] = isas;
   info["isa"] = chosen_isa().name;
   return info;

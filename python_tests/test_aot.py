@@ -1,13 +1,16 @@
-"""The Triton kernels, compiled ahead of time for chips that this machine need not have."""
+"""The kernels for GPUs, compiled ahead of time for chips that this machine need not have."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
+
+from sadkern.backends import cuda
 
 ROOT = Path(__file__).parents[1]
 DIVERGENCES = {"forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd"}
@@ -15,14 +18,18 @@ DIVERGENCES = {"forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_rever
 SHARED = {"sm_80": 163, "sm_86": 99, "sm_89": 99, "sm_90": 227, "sm_100": 227}
 
 
-def compiled(*chips: str) -> list[dict]:
+def compiled(*chips: str) -> tuple[list[dict], list[dict]]:
+    """Of Triton, and of CUDA."""
     # In a process of its own: in this one kernels are interpreted.
     done = subprocess.run(
         [sys.executable, "-m", "bench.aot", "--json", "--chips", *chips],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    table = json.loads(done.stdout)
+    return tuple(
+        [row for row in table if ("CUDA" in row["kernel"]) is of_cuda] for of_cuda in (False, True)
+    )
 
 
 def check(table: list[dict], *chips: str) -> None:
@@ -43,13 +50,34 @@ def check(table: list[dict], *chips: str) -> None:
         assert {row["logits"] for row in rows} == {"fp32", "bf16", "fp16", "fp32, gradient bf16"}
 
 
+def check_cuda(table: list[dict], *chips: str) -> None:
+    """Of each chip every divergence, dtype and way; in the registers that 1024 threads have."""
+    if cuda.missing():
+        assert not table
+        return
+    for row in table:
+        assert row["stack"] == 0, row
+        assert row["shared"] <= SHARED[row["chip"].rstrip("a")] << 10, row
+        assert 0 < row["registers"] <= 64, row
+    found = [(row["chip"], row["logits"], row["rows"], row["divergence"]) for row in table]
+    ways = {row["rows"] for row in table}
+    assert len(ways) == 2
+    assert sorted(found, key=str) == sorted(
+        product(chips, ("bf16", "fp16"), ways, (*DIVERGENCES, None)), key=str
+    )
+
+
 def test_no_kernel_spills_on_sm_86_and_sm_90():
-    check(compiled("86", "90"), "sm_86", "sm_90")
+    of_triton, of_cuda = compiled("86", "90")
+    check(of_triton, "sm_86", "sm_90")
+    check_cuda(of_cuda, "sm_86", "sm_90a")
 
 
 @pytest.mark.slow
 def test_no_kernel_spills_on_the_other_chips():
-    check(compiled("80", "89", "100"), "sm_80", "sm_89", "sm_100")
+    of_triton, of_cuda = compiled("80", "89", "100")
+    check(of_triton, "sm_80", "sm_89", "sm_100")
+    check_cuda(of_cuda, "sm_80", "sm_89")
 
 
 def test_a_kernel_that_would_not_do_is_named():
@@ -58,6 +86,7 @@ from bench import aot
 from sadkern.backends.triton import plans
 # A row of 32768 in the registers of 128 threads: it cannot be.
 plans.TABLES[(8, 0)]["state", True] = plans.Choice(4096, 4)
+aot.kernels = lambda: []
 aot.cases = lambda chip, cases=aot.cases: list(cases(chip))[:1]
 raise SystemExit(aot.main(["--chips", "86", "--check"]))
 """

@@ -13,7 +13,7 @@ from rich.console import Console
 from bench.common import ROOT
 from bench.formulas import assert_as_precise
 from bench.gpu import __main__ as gpu
-from bench.gpu import cases, checks, report, timing
+from bench.gpu import cases, checks, choosing, report, timing
 from bench.gpu.cases import Case
 from bench.gpu.checks import Check, Scope
 from sadkern.span_kl import DIVERGENCES
@@ -258,7 +258,7 @@ def test_every_check_runs_and_passes():
     on, refused = checks.serving(CPU)
     names = [name for name, _ in on]
     assert {"reference", "triton"} <= set(names)
-    assert set(names) | set(refused) == {"reference", "native", "triton"}
+    assert set(names) | set(refused) == {"reference", "native", "triton", "cuda"}
     parts = set()
     for check in checks.checks(TINY, on):
         check.run()
@@ -279,6 +279,35 @@ def test_a_wrong_result_is_refused():
         assert_as_precise(torch.tensor([torch.nan, 4.0, torch.inf]), exact, plain)
 
 
+# What auto chooses.
+
+
+def test_what_was_timed_of_both_is_remembered(tmp_path):
+    def case(part, triton, cuda, **shape):
+        found = {"sadkern, triton": triton, "sadkern, cuda": cuda}
+        return {"part": part, "shape": {"vocab": 32000, **shape}, "contestants": found}
+
+    results = {
+        "hardware": {"gpu": "GPU X", "compute_capability": "8.6"},
+        "cases": [
+            case("logits", timed(0.004), timed(0.003), divergence="jsd"),
+            case("logits", timed(0.004), {"failed": "x"}, divergence="tvd"),
+            case("topk", timed(0.001), timed(0.002), divergence="forward_kl"),
+            {"part": "projection", "shape": {}, "contestants": {"sadkern": timed(1.0)}},
+        ],
+    }
+    old = {"gpu": "GPU X", "kernel": "jsd"}, {"gpu": "GPU Y", "kernel": "jsd"}
+    path = tmp_path / "measured.json"
+    path.write_text(json.dumps(old))
+    assert choosing.remember(results, path) == 2
+    common = {"gpu": "GPU X", "capability": [8, 6], "vocab": 32000}
+    assert json.loads(path.read_text()) == [
+        old[1],
+        {**common, "kernel": "jsd", "triton_s": 0.004, "cuda_s": 0.003},
+        {**common, "kernel": "topk", "triton_s": 0.001, "cuda_s": 0.002},
+    ]
+
+
 # Timing.
 
 
@@ -289,8 +318,8 @@ def test_contestants_compute_the_same(case, monkeypatch):
     assert set(contest.makers) - set(cases.FLOORS) == set(cases.contestants(case.part))
     found = {}
     for name, make in contest.makers.items():
-        if name in cases.FLOORS or cases.missing(name):
-            continue
+        if name in cases.FLOORS or cases.missing(name) or name == "sadkern, cuda":
+            continue  # (which serves no CPU)
         if name.startswith("Liger") and case.part == "logits":
             continue  # a kernel that is compiled, for a GPU
         contest.reset()

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not SETUP.exists(), reason="needs setup.py besid
 
 def build(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Build the extension into a folder of its own."""
-    environment = {"SADKERN_NATIVE": "auto", "SADKERN_CUDA": "auto", **environment}
+    environment = {"SADKERN_NATIVE": "auto", "SADKERN_CUDA": "0", **environment}
     into = ["--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
     return subprocess.run(
         [sys.executable, str(SETUP), "-q", "build_ext", *into],
@@ -42,7 +42,7 @@ def built(tmp_path_factory):
 
 
 def test_flags_keep_nan_and_run_anywhere(built):
-    commands = (built / "temp" / "build.ninja").read_text()
+    commands = (built / "temp" / "sadkern._C" / "build.ninja").read_text()
     assert "-O3" in commands
     for flag in ("-march=native", "-ffast-math", "-Ofast", "-ffinite-math-only"):
         assert flag not in commands
@@ -52,7 +52,7 @@ def test_no_function_of_one_instruction_set_can_replace_anothers(built):
     """Weak symbols are merged by the linker: one compiled for AVX-512 must not serve everyone."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm")
-    objects = sorted((built / "temp").glob("*_*.o"))
+    objects = sorted((built / "temp" / "sadkern._C").glob("*_*.o"))
     kernels = {"span_kl": "SpanKlArgs", "span_kl_topk": "SpanKlTopkArgs", "topk": "TopkArgs"}
     assert {f"{kernel}_baseline" for kernel in kernels} <= {path.stem for path in objects}
     for path in objects:
@@ -67,7 +67,7 @@ def test_no_function_of_one_instruction_set_can_replace_anothers(built):
 
 
 def test_the_core_includes_no_torch_header():
-    for path in (ROOT / "csrc").rglob("*.[ch]*"):
+    for path in (path for path in (ROOT / "csrc").rglob("*.*") if path.parent.name != "cuda"):
         for header in re.findall(r"#include\s+[<\"](.+)[>\"]", path.read_text()):
             assert not re.match(r"(torch|ATen|c10|cuda)", header), path
 
@@ -82,8 +82,11 @@ def test_without_a_compiler_the_package_installs_all_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"SADKERN_NATIVE": "1", "CXX": "no-such-compiler"}, "core could not be built"),
-        ({"SADKERN_CUDA": "1"}, "this version has no CUDA kernels: expected auto or 0"),
+        ({"SADKERN_NATIVE": "1", "CXX": "no-such-compiler"}, "sadkern._C could not be built"),
+        (
+            {"SADKERN_NATIVE": "0", "SADKERN_CUDA": "1", "NVCC": "no-such", "CUDA_HOME": "/none"},
+            "SADKERN_CUDA=1, but sadkern._cuda could not be built: there is no nvcc",
+        ),
         ({"SADKERN_NATIVE": "yes"}, "SADKERN_NATIVE='yes': expected auto, 0 or 1"),
         ({"SADKERN_CUDA": "no"}, "SADKERN_CUDA='no': expected auto, 0 or 1"),
     ],
@@ -92,6 +95,14 @@ def test_what_cannot_be_built_is_refused(tmp_path, environment, message):
     done = build(tmp_path, **environment)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+@pytest.mark.parametrize("nvcc", ["no-such", "false"])
+def test_without_a_working_nvcc_the_package_installs_all_the_same(nvcc, tmp_path):
+    done = build(tmp_path, SADKERN_NATIVE="0", SADKERN_CUDA="auto", NVCC=nvcc, CUDA_HOME="/none")
+    assert done.returncode == 0, done.stderr
+    assert ("served by Triton alone" in done.stderr) is (nvcc == "false")
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_the_core_can_be_left_out(tmp_path):
@@ -118,7 +129,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import torch
 from sadkern import build_info, span_kl
-assert set(build_info()) == {"native"} and "missing (no _C)" in build_info()["native"]
+assert set(build_info()) == {"native", "cuda"} and "missing (no _C)" in build_info()["native"]
 s, t, ids = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 0.0]]), torch.tensor([1])
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

@@ -59,7 +59,7 @@ def call(student=S, teacher=S, span_ids=IDS, **options):
         ({"chunk_rows": 0}, "chunk_rows=0: expected None or a positive number"),
         ({"grad_filter_eps": -1.0}, "grad_filter_eps=-1.0: expected None or a number >= 0"),
         ({"rows": IDS.flatten().int()}, r"rows is torch.int32 \[6\], expected torch.int64"),
-        ({"backend": "cuda"}, "backend='cuda': expected auto, reference, native, triton"),
+        ({"backend": "gpu"}, "backend='gpu': expected auto, reference, native, triton, cuda"),
         ({"inplace": True, "student": S.clone().requires_grad_()}, "would overwrite a leaf"),
         (
             {"inplace": True, "student": S[:1].expand(2, 3, 7)},

@@ -8,6 +8,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows
 from precision import (
     CASES,
     DIVERGENCES,
@@ -21,7 +22,7 @@ from test_topk import check_selection
 
 from bench.formulas import assert_as_precise
 from bench.traffic import counted
-from sadkern import TopK, backends, span_kl, topk_logprobs
+from sadkern import backends, span_kl, topk_logprobs
 from sadkern.backends.triton import divergence as of
 from sadkern.backends.triton import plans
 from sadkern.backends.triton import row as rows
@@ -137,74 +138,13 @@ def test_more_that_reach_the_bound_than_are_ranked(k, way):
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("teacher", ["logits", "topk"])
 def test_labels_temperature_weights_and_padding(teacher, inplace, way):
-    """And rows that are not supervised, whose logits are not to be read."""
-    vocab, dtype = way
-    s, t = logits("random", vocab, dtype, rows=12)
-    wide = torch.nn.functional.pad(s, (0, 13), value=3.0)
-    ids = torch.tensor([[1, 2, 0, 1], [0, 2, 2, 1], [1, 0, 1, 2]])
-    labels = torch.randint(0, vocab, (3, 4))
-    labels[0, 0] = -100
-    wide[ids.view(-1) == 0] = torch.nan
-    if teacher == "topk":
-        t, wide = likely(t, 9), wide[:, :vocab]
-        t = TopK(t.ids.view(3, 4, 9), t.logprobs.view(3, 4, 9), t.tail_mass.view(3, 4))
-    else:
-        t = t.view(3, 4, vocab)
-    options = {
-        "divergence": "reverse_kl", "temperature": 1.7, "labels": labels, "ce_weight": 0.6,
-        "token_weights": torch.rand(3, 4),
-    }  # fmt: skip
-    results = []
-    for name, wanted in (("triton", dtype), ("reference", torch.float64)):
-        leaf = wide.to(wanted).view(3, 4, -1).requires_grad_()
-        other = t.to(wanted) if isinstance(t, torch.Tensor) else t
-        out = span_kl(
-            leaf * 1.0, other, ids, backend=name, inplace=inplace and name == "triton", **options
-        )
-        out.loss.backward()
-        results.append((out, leaf.grad))
-    (got, gradient), (exact, exact_gradient) = results
-    for field in (
-        "loss", "span_loss", "per_token", "cross_entropy", "teacher_entropy", "tail_mass",
-    ):  # fmt: skip
-        torch.testing.assert_close(
-            getattr(got, field).double(), getattr(exact, field), rtol=2e-6, atol=2e-6
-        )
-    assert torch.equal(got.agreement, exact.agreement)
-    eps = torch.finfo(dtype).eps
-    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=eps + 1e-5, atol=1e-7)
-    assert not gradient[ids == 0].any()
+    everything_at_once("triton", *way, teacher, inplace)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "layout", ["sliced", "transposed", "odd offset", "odd rows", "entries", "4d"]
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_gives_the_same(layout, dtype):
-    s, t = (x.view(2, 2, 3, 64) for x in logits("random", 64, dtype, rows=12))
-    views = {
-        "sliced": lambda x: torch.cat([x, x], 2)[:, :, :3],
-        "transposed": lambda x: x.transpose(0, 2).contiguous().transpose(0, 2),
-        "odd offset": lambda x: torch.nn.functional.pad(x, (1, 1))[..., 1:-1],
-        "odd rows": lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1],
-        "entries": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-        "4d": lambda x: torch.cat([torch.cat([x, x], 2)[:, :, :3]] * 2, 1)[:, :2],
-    }
-    ids = torch.tensor([1, 2, 0] * 4).view(2, 2, 3)
-    teacher = topk_logprobs(t, 5, backend="triton")
-    for side in (t, teacher):
-        plain_leaf = s.clone().requires_grad_()
-        span_kl(plain_leaf, side, ids, backend="triton").loss.backward()
-        for inplace in (False, True):
-            leaf = s.clone().requires_grad_()
-            other = views[layout](side) if isinstance(side, torch.Tensor) else side
-            span_kl(
-                views[layout](leaf) * 1, other, ids, backend="triton", inplace=inplace
-            ).loss.backward()
-            assert torch.equal(leaf.grad, plain_leaf.grad)
-    moved = topk_logprobs(views[layout](t), 5, backend="triton")
-    for got, expected in zip(vars(moved).values(), vars(teacher).values(), strict=True):
-        assert torch.equal(got, expected)
+    any_layout("triton", layout, dtype)
 
 
 @pytest.mark.parametrize("dtype", [FP32, *HALVES])
@@ -255,20 +195,7 @@ def test_scaled_loss_scales_its_gradient(teacher, dtype):
 
 
 def test_rows_beyond_two_to_the_31st_entry():
-    """Rows 2^31 + 5 entries apart: only their addresses are that large."""
-    stride, vocab = 2**31 + 5, 8
-    s, t = logits("random", vocab, torch.bfloat16, rows=3)
-    # Memory that is there when it is touched: three pages.
-    backing = torch.UntypedStorage._new_shared(2 * (2 * stride + vocab))
-    far = torch.empty(0, dtype=torch.bfloat16).set_(backing, 0, (3, vocab), (stride, 1))
-    far.copy_(s)
-    ids = torch.tensor([1, 2, 1])
-    expected, found = s.clone(), topk_logprobs(t, 3, backend="triton")
-    out = span_kl(expected, t, ids, inplace=True, backend="triton")
-    assert torch.equal(span_kl(far, t, ids, inplace=True, backend="triton").loss, out.loss)
-    assert torch.equal(far, expected)
-    far.copy_(t)
-    assert torch.equal(topk_logprobs(far, 3, backend="triton").ids, found.ids)
+    far_rows("triton")
 
 
 @pytest.mark.parametrize("vocab", [50257, 151936])

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench.common import ROOT, hardware, name_of, versions
-from bench.gpu import cases, checks
+from bench.gpu import cases, checks, choosing
 from bench.gpu.cases import CASES, PARTS, Case
 from bench.gpu.checks import QUICK, Check, Scope, Serving
 from bench.gpu.report import OURS, Row, slug, write
@@ -69,7 +69,14 @@ def failures(checks: Iterable[Check], progress: Progress, total: int) -> list[Ro
     return failed
 
 
-def run(work: Work, device: torch.device, clock: Clock, folder: Path, console: Console) -> int:
+def run(
+    work: Work,
+    device: torch.device,
+    clock: Clock,
+    folder: Path,
+    console: Console,
+    choose: bool = False,
+) -> int:
     """Does it all, writing down what is found as it is found; the exit status."""
     results: Row = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -115,6 +122,8 @@ def run(work: Work, device: torch.device, clock: Clock, folder: Path, console: C
             console.print(f"{case.part}: {case.name}: {why or said(row)}", markup=False)
             write(results, folder)
             progress.advance(task)
+    if choose:
+        console.print(f"{choosing.remember(results)} rows of sadkern/backends/measured.json")
     console.print(f"written to {folder}: gpu.json, gpu.md, gpu.png", markup=False)
     return int(bool(failed))
 
@@ -161,7 +170,9 @@ def plan(work: Work) -> list[str]:
     """What would be done, in lines."""
     lines = []
     if CORRECTNESS in work.parts:
-        on: Serving = [(name, torch.device("cpu")) for name in ("triton", "reference", "native")]
+        on: Serving = [
+            (name, torch.device("cpu")) for name in ("triton", "cuda", "reference", "native")
+        ]
         counted = Counter(
             (check.part, check.name.split()[0]) for check in checks.checks(work.scope, on)
         )
@@ -169,7 +180,7 @@ def plan(work: Work) -> list[str]:
         lines += [
             f"correctness: V = {', '.join(map(str, scope.vocabs))}; "
             f"{', '.join(map(name_of, scope.dtypes))}; {', '.join(scope.kinds)} rows; "
-            "triton and reference on the GPU, native on the CPU, each where it serves",
+            "triton, cuda and reference on the GPU, native on the CPU, each where it serves",
             *(f"  {part}: {name}, {n} checks" for (part, name), n in sorted(counted.items())),
         ]
     for case in work.timed:
@@ -196,6 +207,8 @@ def parser() -> argparse.ArgumentParser:
         help="where a folder named after the GPU goes (default: bench/results)")  # fmt: skip
     made.add_argument("--seconds", type=float, metavar="S",
         help="for the turns of one case, besides warming up (default: 6, quick: 2)")  # fmt: skip
+    made.add_argument("--choose", action="store_true",
+        help="let backend='auto' choose Triton or CUDA by what is measured now")  # fmt: skip
     made.add_argument("--quick", action="store_true",
         help="fewer vocabularies and dtypes are checked, no torch.compile")  # fmt: skip
     return made
@@ -227,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     folder = options.output / slug(torch.cuda.get_device_name(device))
-    return run(work, device, DeviceClock(device), folder, Console())
+    return run(work, device, DeviceClock(device), folder, Console(), options.choose)
 
 
 if __name__ == "__main__":

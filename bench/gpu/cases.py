@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from sadkern.projection import tile_bytes
 
 PARTS = ("logits", "projection", "topk-teacher", "topk")
 NEEDS = {"Liger": "liger_kernel", "TRL": "trl"}  # first word of a contestant -> its module
+# Both backends, whichever of them `auto`, which is called sadkern, chooses.
+EITHER = ("sadkern, triton", "sadkern, cuda")
 FLOORS = ("copy", "four GEMMs")  # what nothing undercuts: no contestants, but timed in turns too
 COPIED = {"cuda": 1 << 30, "cpu": 1 << 20}  # bytes
 
@@ -96,12 +99,12 @@ class Contest(NamedTuple):
 def contestants(part: str) -> list[str]:
     """Names, without the floors; those that are not installed included."""
     return {
-        "logits": ["sadkern", "eager", "torch.compile", "Liger"],
+        "logits": ["sadkern", *EITHER, "eager", "torch.compile", "Liger"],
         "projection": [
             *("sadkern", "eager", "eager, rows", "torch.compile, rows", "Liger, rows", "TRL, rows"),
         ],
         "topk-teacher": ["sadkern", "eager", "torch.compile"],
-        "topk": ["sadkern", "torch.topk + logsumexp", "torch.compile"],
+        "topk": ["sadkern", *EITHER, "torch.topk + logsumexp", "torch.compile"],
     }[part]
 
 
@@ -153,6 +156,12 @@ def _normal(case: Case, generator: torch.Generator, *sizes: int, scale: float = 
     return made.normal_(0, scale, generator=generator)
 
 
+def ours_by(run: Callable[[str], Run]) -> dict[str, Callable[[], Run]]:
+    """Of each backend that takes part, what makes it ready; one that does not serve is refused."""
+    named = {"sadkern": "auto", **{name: name.partition(", ")[2] for name in EITHER}}
+    return {name: partial(run, backend) for name, backend in named.items()}
+
+
 def _logits(case: Case, generator: torch.Generator) -> Contest:
     student, teacher = (_normal(case, generator, case.rows, case.vocab) for _ in range(2))
     student.requires_grad_()
@@ -170,12 +179,17 @@ def _logits(case: Case, generator: torch.Generator) -> Contest:
         fast = torch.compile(eager, dynamic=False)
         return lambda: fast(student, teacher, name).backward()
 
-    def ours() -> None:
+    def ours(backend: str) -> Run:
         options = {"divergence": name, "beta": BETA, "reduction": "token_mean"}
-        span_kl(student, teacher, ids, **options).loss.backward()  # type: ignore[arg-type]
+
+        def run() -> None:
+            out = span_kl(student, teacher, ids, backend=backend, **options)  # type: ignore[arg-type]
+            out.loss.backward()
+
+        return run
 
     makers: dict[str, Callable[[], Run]] = {
-        "sadkern": lambda: ours,
+        **ours_by(ours),
         "eager": lambda: lambda: eager(student, teacher, name).backward(),
         "torch.compile": compiled,
         "Liger": liger,
@@ -274,7 +288,7 @@ def _topk(case: Case, generator: torch.Generator) -> Contest:
         return torch.topk(x, case.k, -1), torch.logsumexp(x, -1)
 
     makers: dict[str, Callable[[], Run]] = {
-        "sadkern": lambda: lambda: topk_logprobs(x, case.k),
+        **ours_by(lambda backend: lambda: topk_logprobs(x, case.k, backend=backend)),
         "torch.topk + logsumexp": lambda: plain,
         "torch.compile": lambda: torch.compile(plain, dynamic=False),
     }

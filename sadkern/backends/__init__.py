@@ -10,9 +10,9 @@ from types import ModuleType
 
 import torch
 
-from sadkern.backends import native, reference
+from sadkern.backends import cuda, native, reference
 
-NAMES = ("reference", "native", "triton")
+NAMES = ("reference", "native", "triton", "cuda")
 
 
 def choose(name: str, dtype: torch.dtype, device: torch.device) -> ModuleType:
@@ -23,7 +23,7 @@ def choose(name: str, dtype: torch.dtype, device: torch.device) -> ModuleType:
         RuntimeError: the backend is not there, or does not serve this device.
     """
     if name == "auto":
-        fast = "triton" if device.type == "cuda" else "native"
+        fast = "gpu" if device.type == "cuda" else "native"
         refusal = _refusal(fast, dtype, device)
         if refusal is None:
             return backend(fast)
@@ -39,10 +39,11 @@ def choose(name: str, dtype: torch.dtype, device: torch.device) -> ModuleType:
 
 
 def backend(name: str) -> ModuleType:
-    """The backend called `name`. That of Triton is imported with its first use."""
-    if name == "triton":
-        return import_module("sadkern.backends.triton")
-    return {"reference": reference, "native": native}[name]
+    """The backend called `name`; `gpu`: the choice among those of GPUs. What needs Triton is
+    imported with its first use."""
+    if name in ("triton", "gpu"):
+        return import_module(f"sadkern.backends.{name}")
+    return {"reference": reference, "native": native, "cuda": cuda}[name]
 
 
 def _refusal(name: str, dtype: torch.dtype, device: torch.device) -> Exception | None:
@@ -51,7 +52,7 @@ def _refusal(name: str, dtype: torch.dtype, device: torch.device) -> Exception |
         refusal: Exception | None = backend(name).serves(dtype, device)
     except ImportError as error:
         return RuntimeError(
-            f"backend={name!r}: triton is missing ({error}). `pip install 'sadkern[triton]'` "
+            f"backend='triton': triton is missing ({error}). `pip install 'sadkern[triton]'` "
             "brings it, and so does torch for CUDA"
         )
     return refusal
@@ -71,11 +72,13 @@ def _warn_once(device: str, refusal: Exception) -> None:
 
 
 def build_info() -> dict[str, object]:
-    """What was built and what was chosen: compiler, OpenMP, CUDA, the instruction sets that this
-    processor can run and the one in use. Without a compiled core only `native` says so.
+    """What was built and what was chosen: compiler, OpenMP, the instruction sets that this
+    processor can run and the one in use; `cuda`: the nvcc that built the CUDA kernels and the chips
+    they are for, or why there are none. Without a compiled core only `native` says so.
 
     `SADKERN_ISA` in the environment (avx512, avx2 or baseline) overrides the choice.
     """
+    built = {"cuda": cuda.missing() or cuda.built()}
     if native.missing():
-        return {"native": native.missing()}
-    return {"native": True, **native.core().build_info()}
+        return {"native": native.missing(), **built}
+    return {"native": True, **native.core().build_info(), **built}

@@ -10,12 +10,14 @@ from sadkern.backends.reference import RowValues
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-def refuses(backend: str, dtype: torch.dtype) -> ValueError | None:
+def refuses(
+    backend: str, dtype: torch.dtype, known: dict[torch.dtype, str] = DTYPES
+) -> ValueError | None:
     """The error for logits of a dtype that `backend` does not take; None where it does."""
-    if dtype in DTYPES:
+    if dtype in known:
         return None
     return ValueError(
-        f"backend={backend!r} takes {', '.join(DTYPES.values())} logits, got {dtype}; "
+        f"backend={backend!r} takes {', '.join(known.values())} logits, got {dtype}; "
         "backend='reference' takes any"
     )
 
@@ -32,3 +34,28 @@ def empty_values(sizes: torch.Size, device: torch.device) -> RowValues:
 def contiguous(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
     """The same, or a copy, in one piece and in `dtype`."""
     return None if tensor is None else tensor.to(dtype or tensor.dtype).contiguous()
+
+
+def addressed(logits: Tensor) -> Tensor:
+    """The same, or a copy, such that a row lies in one piece and rows are two strides apart."""
+    if (logits.stride(-1) == 1 or logits.shape[-1] == 1) and len(_dimensions(logits)) <= 2:
+        return logits
+    return logits.contiguous()
+
+
+def rows_of(logits: Tensor) -> tuple[int, int, int]:
+    """I, outer and inner stride of `addressed` logits, whose leading dimensions lie like
+    [N / I, I]."""
+    inner, outer, *_ = [*_dimensions(logits), (1, 0), (1, 0)]
+    return inner[0], outer[1], inner[1]
+
+
+def _dimensions(logits: Tensor) -> list[tuple[int, int]]:
+    """Sizes and strides of what leads, the last one first; what lies like one dimension is one."""
+    found: list[tuple[int, int]] = []
+    for size, stride in reversed(list(zip(logits.shape[:-1], logits.stride()[:-1], strict=True))):
+        if found and stride == found[-1][0] * found[-1][1]:
+            found[-1] = (found[-1][0] * size, found[-1][1])
+        elif size != 1:
+            found.append((size, stride))
+    return found

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sadkern.backends import reference
-from sadkern.backends.kernels import contiguous, empty_values, refuses
+from sadkern.backends.kernels import addressed, contiguous, empty_values, refuses, rows_of
 from sadkern.backends.reference import RowValues, empty
 from sadkern.backends.triton import plans, row, scale, span_kl, span_kl_topk, topk
 from sadkern.sides import TopK, empty_topk
@@ -69,8 +69,8 @@ def divergence_rows(
     for what only the values tell: a wrong id among a teacher's tokens makes its row NaN."""
     sizes, device = student.shape[:-1], student.device
     values = empty_values(sizes, device)
-    s = _addressed(student)
-    d = s if dstudent is None or dstudent is student else _addressed(dstudent)
+    s = addressed(student)
+    d = s if dstudent is None or dstudent is student else addressed(dstudent)
     common: dict[str, Any] = {
         **_rows("student", s),
         **_rows("dstudent", d),
@@ -97,7 +97,7 @@ def divergence_rows(
         common["tail_mass"] = values.tail_mass
         _span_kl_topk(s, d, teacher, supervised, tail, count, common)
     elif count:
-        t = _addressed(teacher)
+        t = addressed(teacher)
         vocab = min(s.shape[-1], t.shape[-1])
         plan = plans.choose(plans.kind_of(divergence), plans.capability_of(device), vocab, s, t, d)
         span_kl.kernel[(count,)](
@@ -157,7 +157,7 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     count = sizes.numel()
     if not count:
         return found
-    x = _addressed(logits)
+    x = addressed(logits)
     candidates = candidates_of(k)
     plan = plans.choose("topk", plans.capability_of(device), vocab, x, tokens=k)
     programs = min(count, plans.programs_on(device, plan.num_warps))
@@ -181,7 +181,7 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
     """As `reference.scale_`: a factor of 1 costs a launch, and the host waits for none."""
     if not gradient.numel():
         return
-    x = _addressed(gradient)
+    x = addressed(gradient)
     width = x.shape[-1]
     plan = plans.choose("scale", plans.capability_of(x.device), width, x)
     scale.kernel[(x.numel() // width,)](
@@ -202,30 +202,12 @@ def candidates_of(k: int) -> int:
     return 2 * max(32, plans.power_of_two(k))
 
 
-def _addressed(logits: Tensor) -> Tensor:
-    """The same, or a copy, such that a row lies in one piece and rows are two strides apart."""
-    if (logits.stride(-1) == 1 or logits.shape[-1] == 1) and len(_dimensions(logits)) <= 2:
-        return logits
-    return logits.contiguous()
-
-
-def _dimensions(logits: Tensor) -> list[tuple[int, int]]:
-    """Sizes and strides of what leads, the last one first; what lies like one dimension is one."""
-    found: list[tuple[int, int]] = []
-    for size, stride in reversed(list(zip(logits.shape[:-1], logits.stride()[:-1], strict=True))):
-        if found and stride == found[-1][0] * found[-1][1]:
-            found[-1] = (found[-1][0] * size, found[-1][1])
-        elif size != 1:
-            found.append((size, stride))
-    return found
-
-
 def _rows(name: str, logits: Tensor) -> dict[str, Any]:
     """The arguments of `row.row_pointer`."""
-    inner, outer, *_ = [*_dimensions(logits), (1, 0), (1, 0)]
+    inner, outer_stride, inner_stride = rows_of(logits)
     return {
         name: logits,
-        f"{name}_inner": inner[0],
-        f"{name}_outer": outer[1],
-        f"{name}_stride": inner[1],
+        f"{name}_inner": inner,
+        f"{name}_outer": outer_stride,
+        f"{name}_stride": inner_stride,
     }

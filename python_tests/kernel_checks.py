@@ -1,0 +1,96 @@
+"""Checks of a kernel that do not ask which."""
+
+from __future__ import annotations
+
+import torch
+from precision import logits
+from test_buckets import likely
+
+from sadkern import TopK, span_kl, topk_logprobs
+
+LAYOUTS = ("sliced", "transposed", "odd offset", "odd rows", "entries", "4d")
+
+
+def everything_at_once(backend, vocab, dtype, teacher, inplace):
+    """Labels, temperature, weights, padding; and rows that are not supervised, whose logits are not
+    to be read."""
+    s, t = logits("random", vocab, dtype, rows=12)
+    wide = torch.nn.functional.pad(s, (0, 13), value=3.0)
+    ids = torch.tensor([[1, 2, 0, 1], [0, 2, 2, 1], [1, 0, 1, 2]])
+    labels = torch.randint(0, vocab, (3, 4))
+    labels[0, 0] = -100
+    wide[ids.view(-1) == 0] = torch.nan
+    if teacher == "topk":
+        t, wide = likely(t, 9), wide[:, :vocab]
+        t = TopK(t.ids.view(3, 4, 9), t.logprobs.view(3, 4, 9), t.tail_mass.view(3, 4))
+    else:
+        t = t.view(3, 4, vocab)
+    options = {
+        "divergence": "reverse_kl", "temperature": 1.7, "labels": labels, "ce_weight": 0.6,
+        "token_weights": torch.rand(3, 4),
+    }  # fmt: skip
+    results = []
+    for name, wanted in ((backend, dtype), ("reference", torch.float64)):
+        leaf = wide.to(wanted).view(3, 4, -1).requires_grad_()
+        other = t.to(wanted) if isinstance(t, torch.Tensor) else t
+        out = span_kl(
+            leaf * 1.0, other, ids, backend=name, inplace=inplace and name == backend, **options
+        )
+        out.loss.backward()
+        results.append((out, leaf.grad))
+    (got, gradient), (exact, exact_gradient) = results
+    for field in (
+        "loss", "span_loss", "per_token", "cross_entropy", "teacher_entropy", "tail_mass",
+    ):  # fmt: skip
+        torch.testing.assert_close(
+            getattr(got, field).double(), getattr(exact, field), rtol=2e-6, atol=2e-6
+        )
+    assert torch.equal(got.agreement, exact.agreement)
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(gradient.double(), exact_gradient, rtol=eps + 1e-5, atol=1e-7)
+    assert not gradient[ids == 0].any()
+
+
+def any_layout(backend, layout, dtype, topk=True):
+    """Rows anywhere give what they give side by side, to the last bit."""
+    s, t = (x.view(2, 2, 3, 64) for x in logits("random", 64, dtype, rows=12))
+    views = {
+        "sliced": lambda x: torch.cat([x, x], 2)[:, :, :3],
+        "transposed": lambda x: x.transpose(0, 2).contiguous().transpose(0, 2),
+        "odd offset": lambda x: torch.nn.functional.pad(x, (1, 1))[..., 1:-1],
+        "odd rows": lambda x: torch.nn.functional.pad(x, (0, 1))[..., :-1],
+        "entries": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        "4d": lambda x: torch.cat([torch.cat([x, x], 2)[:, :, :3]] * 2, 1)[:, :2],
+    }
+    ids = torch.tensor([1, 2, 0] * 4).view(2, 2, 3)
+    teacher = topk_logprobs(t, 5, backend=backend)
+    for side in (t, teacher) if topk else (t,):
+        plain_leaf = s.clone().requires_grad_()
+        span_kl(plain_leaf, side, ids, backend=backend).loss.backward()
+        for inplace in (False, True):
+            leaf = s.clone().requires_grad_()
+            other = views[layout](side) if isinstance(side, torch.Tensor) else side
+            span_kl(
+                views[layout](leaf) * 1, other, ids, backend=backend, inplace=inplace
+            ).loss.backward()
+            assert torch.equal(leaf.grad, plain_leaf.grad)
+    moved = topk_logprobs(views[layout](t), 5, backend=backend)
+    for got, expected in zip(vars(moved).values(), vars(teacher).values(), strict=True):
+        assert torch.equal(got, expected)
+
+
+def far_rows(backend):
+    """Rows 2^31 + 5 entries apart: only their addresses are that large."""
+    stride, vocab = 2**31 + 5, 8
+    s, t = logits("random", vocab, torch.bfloat16, rows=3)
+    # Memory that is there when it is touched: three pages.
+    backing = torch.UntypedStorage._new_shared(2 * (2 * stride + vocab))
+    far = torch.empty(0, dtype=torch.bfloat16).set_(backing, 0, (3, vocab), (stride, 1))
+    far.copy_(s)
+    ids = torch.tensor([1, 2, 1])
+    expected, found = s.clone(), topk_logprobs(t, 3, backend=backend)
+    out = span_kl(expected, t, ids, inplace=True, backend=backend)
+    assert torch.equal(span_kl(far, t, ids, inplace=True, backend=backend).loss, out.loss)
+    assert torch.equal(far, expected)
+    far.copy_(t)
+    assert torch.equal(topk_logprobs(far, 3, backend=backend).ids, found.ids)
