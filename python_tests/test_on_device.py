@@ -191,13 +191,13 @@ def test_what_waits_is_seen():
         call(s, s, rows=None)
 
 
-def test_auto_takes_triton_on_a_gpu(monkeypatch):
+def test_who_serves_a_gpu(monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(backend, "INTERPRETED", False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(backend.plans, "capability_of", lambda device: (8, 6))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert backends.choose("auto", dtype, cuda) is backend
+        assert backends.choose("auto", dtype, cuda) is backends.backend("gpu")
         assert backends.choose("triton", dtype, cuda) is backend
     assert backends.choose("auto", torch.float64, cuda) is reference
     with pytest.raises(ValueError, match="backend='triton' takes float32, bfloat16, float16"):
