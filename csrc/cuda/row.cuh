@@ -32,8 +32,7 @@ __device__ __forceinline__ char* row_pointer(const Rows& rows, int row) {
   return static_cast<char*>(rows.data) + 2 * (outer * rows.outer_stride + inner * rows.inner_stride);
 }
 
-// Whether whole vectors of a row lie at multiples of 16 bytes.
-__device__ __forceinline__ bool aligned(const Rows& rows) {
+inline bool aligned(const Rows& rows) {
   return reinterpret_cast<uintptr_t>(rows.data) % 16 == 0 && rows.outer_stride % kEntries == 0 &&
          rows.inner_stride % kEntries == 0;
 }
@@ -58,10 +57,10 @@ __device__ __forceinline__ uint32_t& word_of(uint4& x, int i) {
   return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
 }
 
-// The vector at `column` of a row, -inf from `end` on.
-template <class E>
-__device__ __forceinline__ uint4 load_vector(const char* row, bool aligned, int column, int end) {
-  if (aligned && column + kEntries <= end) return load16(row + 2 * column);
+// The vector at `column` of a row, -inf from `end` on. kAligned: whole vectors lie at multiples of 16 bytes.
+template <class E, bool kAligned>
+__device__ __forceinline__ uint4 load_vector(const char* row, int column, int end) {
+  if (kAligned && column + kEntries <= end) return load16(row + 2 * column);
   uint4 x{E::kBanned, E::kBanned, E::kBanned, E::kBanned};
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
@@ -73,18 +72,18 @@ __device__ __forceinline__ uint4 load_vector(const char* row, bool aligned, int 
   return x;
 }
 
-template <class E>
-__device__ __forceinline__ void load_vector_async(uint4* slot, const char* row, bool aligned, int column,
-                                                  int end) {
-  if (aligned && column + kEntries <= end) {
+template <class E, bool kAligned>
+__device__ __forceinline__ void load_vector_async(uint4* slot, const char* row, int column, int end) {
+  if (kAligned && column + kEntries <= end) {
     load16_async(slot, row + 2 * column);
   } else {
-    *slot = load_vector<E>(row, false, column, end);
+    *slot = load_vector<E, kAligned>(row, column, end);
   }
 }
 
-__device__ __forceinline__ void store_vector(char* row, bool aligned, int column, int end, uint4 x) {
-  if (aligned && column + kEntries <= end) return store16(row + 2 * column, x);
+template <bool kAligned>
+__device__ __forceinline__ void store_vector(char* row, int column, int end, uint4 x) {
+  if (kAligned && column + kEntries <= end) return store16(row + 2 * column, x);
 #pragma unroll
   for (int i = 0; i < kEntries; ++i) {
     if (column + i >= end) break;
@@ -93,14 +92,15 @@ __device__ __forceinline__ void store_vector(char* row, bool aligned, int column
 }
 
 // Columns [begin, end), by all of the cluster.
-__device__ __forceinline__ void zero(char* row, bool aligned, int begin, int end) {
+template <bool kAligned>
+__device__ __forceinline__ void zero(char* row, int begin, int end) {
   const int step = cluster_size() * blockDim.x * kEntries;
   // The first vector may begin within what is done already.
   const int first = begin / kEntries * kEntries;
   int at = first + (cluster_rank() * blockDim.x + threadIdx.x) * kEntries;
   for (; at < end; at += step) {
     if (at >= begin) {
-      store_vector(row, aligned, at, end, uint4{0, 0, 0, 0});
+      store_vector<kAligned>(row, at, end, uint4{0, 0, 0, 0});
     } else {
       for (int i = begin; i < min(at + kEntries, end); ++i) store2(row + 2 * i, 0);
     }

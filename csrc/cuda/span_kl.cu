@@ -37,12 +37,11 @@ struct Math {
 };
 
 // What this thread holds of a row, and what is known of the whole.
-template <Divergence D, class E>
+template <Divergence D, class E, bool kAligned>
 class Row {
  public:
   __device__ Row(const SpanKlArgs& a, char* memory)
-      : a_(a), part_(a.vocab), aligned_(aligned(a.student) && aligned(a.teacher) && aligned(a.dstudent)),
-        together_(memory),
+      : a_(a), part_(a.vocab), together_(memory),
         teacher_(reinterpret_cast<uint4*>(memory + Together::kBytes) + threadIdx.x) {}
 
   __device__ __forceinline__ void load(int row) {
@@ -148,10 +147,10 @@ class Row {
             entry(E::low(both_s), E::low(both_t), column + 2 * w, scale, hard_scale),
             entry(E::high(both_s), E::high(both_t), column + 2 * w + 1, scale, hard_scale));
       }
-      store_vector(d, aligned_, column, part_.end, out);
+      store_vector<kAligned>(d, column, part_.end, out);
       if (more) load_vectors(i, s, t);
     }
-    zero(d, aligned_, a_.vocab, a_.student_vocab);
+    zero<kAligned>(d, a_.vocab, a_.student_vocab);
   }
 
   __device__ __forceinline__ void skip(int row) const {
@@ -159,7 +158,7 @@ class Row {
       a_.per_token[row] = a_.cross_entropy[row] = a_.teacher_entropy[row] = 0;
       a_.agreement[row] = 0;
     }
-    if (a_.dstudent.data) zero(row_pointer(a_.dstudent, row), aligned_, 0, a_.student_vocab);
+    if (a_.dstudent.data) zero<kAligned>(row_pointer(a_.dstudent, row), 0, a_.student_vocab);
   }
 
  private:
@@ -167,8 +166,8 @@ class Row {
 
   __device__ __forceinline__ void load_vectors(int i, const char* s, const char* t) {
     const int column = part_.column(i);
-    student_[i] = load_vector<E>(s, aligned_, column, part_.end);
-    load_vector_async<E>(teacher_ + i * blockDim.x, t, aligned_, column, part_.end);
+    student_[i] = load_vector<E, kAligned>(s, column, part_.end);
+    load_vector_async<E, kAligned>(teacher_ + i * blockDim.x, t, column, part_.end);
   }
 
   // f(student's, teacher's, column) of all that this thread holds.
@@ -226,7 +225,6 @@ class Row {
 
   const SpanKlArgs& a_;
   const Part part_;
-  const bool aligned_;
   Together together_;
   uint4 student_[kVectors];
   uint4* const teacher_;  // this thread's first vector of [kVectors, blockDim.x]
@@ -235,9 +233,9 @@ class Row {
   int label_;
 };
 
-template <Divergence D, class E>
+template <Divergence D, class E, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ SpanKlArgs a) {
-  Row<D, E> rows(a, shared_memory());
+  Row<D, E, kAligned> rows(a, shared_memory());
   const int clusters = gridDim.x / cluster_size();
   // The first row from `row` on that is supervised; those before it are done with.
   const auto next_supervised = [&](int row) {
@@ -256,6 +254,13 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Sp
   }
 }
 
+template <Divergence D, class E>
+void launch_aligned(const SpanKlArgs& a, int device, void* stream) {
+  const bool vectors = aligned(a.student) && aligned(a.teacher) && aligned(a.dstudent);
+  launch(vectors ? kernel<D, E, true> : kernel<D, E, false>, a, a.rows, a.vocab, Together::kBytes,
+         kOfThread, device, stream);
+}
+
 }  // namespace
 
 #ifndef SADKERN_DIVERGENCE
@@ -266,8 +271,8 @@ __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ Sp
 
 void SADKERN_LAUNCHER(SADKERN_DIVERGENCE)(const SpanKlArgs& a, int device, void* stream) {
   constexpr Divergence d = Divergence::SADKERN_DIVERGENCE;
-  launch(a.dtype == DType::bfloat16 ? kernel<d, Bf16> : kernel<d, Fp16>, a, a.rows, a.vocab,
-         Together::kBytes, kOfThread, device, stream);
+  if (a.dtype == DType::bfloat16) return launch_aligned<d, Bf16>(a, device, stream);
+  return launch_aligned<d, Fp16>(a, device, stream);
 }
 
 }  // namespace sadkern

@@ -43,17 +43,17 @@ struct Shared {
 };
 static_assert(sizeof(Shared) == kTopkShared);
 
-template <class E>
+template <class E, bool kAligned>
 class Row {
  public:
   __device__ Row(const TopkArgs& a, char* memory)
-      : a_(a), part_(a.vocab), aligned_(aligned(a.logits)), shared_(*reinterpret_cast<Shared*>(memory)), together_(memory) {}
+      : a_(a), part_(a.vocab), shared_(*reinterpret_cast<Shared*>(memory)), together_(memory) {}
 
   __device__ __forceinline__ void load(int row) {
     const char* x = row_pointer(a_.logits, row);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      logits_[i] = load_vector<E>(x, aligned_, part_.column(i), part_.end);
+      logits_[i] = load_vector<E, kAligned>(x, part_.column(i), part_.end);
     }
   }
 
@@ -237,19 +237,24 @@ class Row {
 
   const TopkArgs& a_;
   const Part part_;
-  const bool aligned_;
   Shared& shared_;
   Together together_;
   uint4 logits_[kVectors];
 };
 
-template <class E>
+template <class E, bool kAligned>
 __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ TopkArgs a) {
-  Row<E> rows(a, shared_memory());
+  Row<E, kAligned> rows(a, shared_memory());
   const int clusters = gridDim.x / cluster_size();
   int row = blockIdx.x / cluster_size();
   if (row < a.rows) rows.load(row);
   for (; row < a.rows; row += clusters) rows.select(row, row + clusters);
+}
+
+template <class E>
+void launch_aligned(const TopkArgs& a, int device, void* stream) {
+  launch(aligned(a.logits) ? kernel<E, true> : kernel<E, false>, a, a.rows, a.vocab, sizeof(Shared), 0,
+         device, stream);
 }
 
 }  // namespace
@@ -259,8 +264,8 @@ void topk(const TopkArgs& a, int device, void* stream) {
     throw std::invalid_argument("k=" + std::to_string(a.k) + ": expected at most " +
                                 std::to_string(std::min(kMostTokens, a.vocab)));
   }
-  launch(a.dtype == DType::bfloat16 ? kernel<Bf16> : kernel<Fp16>, a, a.rows, a.vocab, sizeof(Shared), 0,
-         device, stream);
+  if (a.dtype == DType::bfloat16) return launch_aligned<Bf16>(a, device, stream);
+  return launch_aligned<Fp16>(a, device, stream);
 }
 
 }  // namespace sadkern
