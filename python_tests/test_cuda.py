@@ -10,11 +10,10 @@ from pathlib import Path
 import cuda_shim
 import pytest
 import torch
-from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows
-from precision import CASES, DIVERGENCES, HALVES, logits, ours, plain
+from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows, precision_of_logits
+from precision import CASES, DIVERGENCES, HALVES, logits, ours
 from test_topk import check_selection
 
-from bench.formulas import assert_as_precise
 from sadkern import span_kl, topk_logprobs
 from sadkern.backends import cuda, gpu, reference
 
@@ -57,16 +56,7 @@ def way(request):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_precision_of_logits(name, case, way):
-    # About 1e4 each error is a few roundings: the largest of many rows are compared, of short ones.
-    vocab, dtype = (37, way[1]) if case == "huge" else way
-    s, t = logits(case, vocab, dtype, rows=32 if case == "huge" else 3)
-    got = ours(s, t, *DIVERGENCES[name], "cuda")
-    exact = ours(s.double(), t.double(), *DIVERGENCES[name], "reference")
-    torchs = plain(s, t, *DIVERGENCES[name])
-    assert_as_precise(got[0], exact[0], torchs[0], torch.float32)
-    if name == "tvd" and case == "huge":
-        return  # p = q = 1/2 up to rounding: at its kink
-    assert_as_precise(got[1], exact[1], torchs[1], s.dtype)
+    precision_of_logits("cuda", name, case, *way)
 
 
 @pytest.mark.parametrize("vocab", [32000, 50257, 151936])
@@ -74,12 +64,7 @@ def test_precision_of_logits(name, case, way):
 def test_precision_of_real_vocabularies(name, vocab):
     """By one block of 1024 threads, two and eight."""
     for case in ("random", "near"):
-        s, t = logits(case, vocab, BF16, rows=1)
-        got = ours(s, t, *DIVERGENCES[name], "cuda")
-        exact = ours(s.double(), t.double(), *DIVERGENCES[name], "reference")
-        torchs = plain(s, t, *DIVERGENCES[name])
-        assert_as_precise(got[0], exact[0], torchs[0], torch.float32)
-        assert_as_precise(got[1], exact[1], torchs[1], BF16)
+        precision_of_logits("cuda", name, case, vocab, BF16, rows=1)
 
 
 @pytest.mark.parametrize("case", ["random", "banned", "near", "huge", "far", "saturated"])

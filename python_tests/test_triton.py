@@ -8,14 +8,13 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows
+from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows, precision_of_logits
 from precision import (
     CASES,
     DIVERGENCES,
     HALVES,
     logits,
     ours,
-    plain,
 )
 from test_buckets import PAIRS, likely
 from test_topk import check_selection
@@ -80,16 +79,7 @@ def test_ways_are_what_they_say(way, request):
 @ways_and_cases(["random", "banned"], CASES)
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_precision_of_logits(name, case, way):
-    # About 1e4 each error is a few roundings: the largest of many rows are compared, of short ones.
-    vocab, dtype = (37, way[1]) if case == "huge" else way
-    s, t = logits(case, vocab, dtype, rows=32 if case == "huge" else 3)
-    got = ours(s, t, *DIVERGENCES[name], "triton")
-    exact = ours(s.double(), t.double(), *DIVERGENCES[name], "reference")
-    torchs = plain(s, t, *DIVERGENCES[name])
-    assert_as_precise(got[0], exact[0], torchs[0], torch.float32)
-    if name == "tvd" and case == "huge":
-        return  # p = q = 1/2 up to rounding: at its kink
-    assert_as_precise(got[1], exact[1], torchs[1], s.dtype)
+    precision_of_logits("triton", name, case, *way)
 
 
 @ways_and_cases(["banned"], ["near", "opposed"])
@@ -202,12 +192,8 @@ def test_rows_beyond_two_to_the_31st_entry():
 @pytest.mark.parametrize("name", ["forward_kl", "jsd"])
 def test_precision_of_real_vocabularies(name, vocab):
     for case in ("random", "near"):
-        s, t = logits(case, vocab, torch.bfloat16, rows=1)
-        got = ours(s, t, *DIVERGENCES[name], "triton")
-        exact = ours(s.double(), t.double(), *DIVERGENCES[name], "reference")
-        torchs = plain(s, t, *DIVERGENCES[name])
-        assert_as_precise(got[0], exact[0], torchs[0], torch.float32)
-        assert_as_precise(got[1], exact[1], torchs[1], torch.bfloat16)
+        precision_of_logits("triton", name, case, vocab, BF16, rows=1)
+        s, _ = logits(case, vocab, BF16, rows=1)
         check_selection(s, 64, topk_logprobs(s, 64, backend="triton"))
 
 

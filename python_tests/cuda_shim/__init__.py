@@ -16,13 +16,14 @@ from typing import NamedTuple
 import pybind11
 import torch
 
+from sadkern.span_kl import DIVERGENCES
+
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
 CXX = shutil.which("g++")
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall"]
 FLAGS += ["-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-clobbered"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g1"]
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
 # What is compiled: its source, and with which flags.
 UNITS = {
     **{f"span_kl_{x}": ("span_kl.cu", f"-DSADKERN_DIVERGENCE={x}") for x in DIVERGENCES},

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sadkern.backends.kernels import (
     addressed,
+    addresses,
     contiguous,
     empty_values,
     refuses,
@@ -142,16 +143,12 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
 
 
 def _call(kernel: str, device: torch.device, **arguments: Any) -> None:
-    """On the current stream; tensors go as their addresses, an absent one is 0."""
-    addresses = {
-        name: value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
-        for name, value in arguments.items()
-    }
+    """On the current stream."""
     at = {"device": 0, "stream": 0}
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
         at = {"device": index, "stream": torch.cuda.current_stream(device).cuda_stream}
-    getattr(core(), kernel)(**addresses, **at)
+    getattr(core(), kernel)(**addresses(arguments), **at)
 
 
 def _rows(logits: Tensor) -> tuple[int, int, int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,14 @@ def empty_values(sizes: torch.Size, device: torch.device) -> RowValues:
 def contiguous(tensor: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
     """The same, or a copy, in one piece and in `dtype`."""
     return None if tensor is None else tensor.to(dtype or tensor.dtype).contiguous()
+
+
+def addresses(arguments: dict[str, Any]) -> dict[str, Any]:
+    """As compiled kernels take them: tensors go as their addresses, an absent one is 0."""
+    return {
+        name: value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
+        for name, value in arguments.items()
+    }
 
 
 def addressed(logits: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sadkern.backends import reference
-from sadkern.backends.kernels import DTYPES, contiguous, empty_values, refuses
+from sadkern.backends.kernels import DTYPES, addresses, contiguous, empty_values, refuses
 from sadkern.backends.reference import RowValues
 from sadkern.sides import TopK, empty_topk
 
@@ -149,12 +149,7 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
 
 
 def _call(kernel: Callable[..., Any], **arguments: Any) -> Any:
-    """Tensors go as their addresses; an absent one is 0."""
-    addresses = {
-        name: value.data_ptr() if isinstance(value, Tensor) else 0 if value is None else value
-        for name, value in arguments.items()
-    }
-    return kernel(**addresses, threads=torch.get_num_threads())
+    return kernel(**addresses(arguments), threads=torch.get_num_threads())
 
 
 def _unit_stride(logits: Tensor) -> Tensor:
