@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -314,6 +316,24 @@ def test_parts_outlive_their_writer_and_one_process_has_a_name_at_a_time(tmp_pat
     assert_holds(Store.open(tmp_path), [2])
     with store.writer("a") as writer, pytest.raises(ValueError, match="a is sealed already"):
         writer.add([record(3)])
+
+
+def test_one_may_begin_while_another_clears_away(tmp_path):
+    """The last to seal takes `parts` with it, which the next to begin has just made sure of."""
+    Store.create(tmp_path, IDENTITY)
+
+    def write(name):
+        store, sealed = Store.open(tmp_path), 0
+        for number in range(60):
+            with suppress(BusyError), store.writer(f"{name}{number}") as writer:
+                writer.discard()
+                sealed += 1
+        return sealed
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(write, "abcd")) == [60] * 4  # each its own names
+        assert sum(pool.map(write, "eeee")) >= 60  # each name by one at least
+    assert not (tmp_path / "parts").exists()
 
 
 def test_of_two_records_of_a_trajectory_the_one_with_more_rows_counts(tmp_path):

@@ -17,7 +17,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -148,15 +148,15 @@ class Writer:
     def __init__(self, store: Store, name: str):
         self.store, self.name = store, name
         self.folder = store.path / "parts" / name
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "a")  # noqa: SIM115 (held until it is closed)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not (self.folder / "lock").exists():  # sealed and cleared away in between
-                raise BlockingIOError
-        except BlockingIOError:
-            self._lock.close()
-            raise BusyError(f"{self.folder} is being written by another process") from None
+        # Others clear away what they wrote, and `parts` with the last of it: not in between.
+        with _locked(store.path):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.folder / "lock", "a")  # noqa: SIM115 (held until it is closed)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._lock.close()
+                raise BusyError(f"{self.folder} is being written by another process") from None
         store.refresh()  # it may have been sealed a moment ago
         self.parts: dict[bytes, tuple[Shard, int]] = {}
         self._next = 0
@@ -216,11 +216,10 @@ class Writer:
 
     def discard(self) -> None:
         """Clears the parts away."""
-        shutil.rmtree(self.folder)
-        try:
-            self.folder.parent.rmdir()
-        except OSError:
-            return  # others are writing
+        with _locked(self.store.path):
+            shutil.rmtree(self.folder)
+            with suppress(OSError):  # others are writing
+                self.folder.parent.rmdir()
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
