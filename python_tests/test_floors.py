@@ -26,13 +26,14 @@ FLOORS = [
     ["ops"],
     ["projection", "sampling"],
     ["backends", "reduction", "tiles"],
+    ["ranks", "dtensors"],
     ["sides"],
     ["_C", "_version"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 KERNEL_HALF = {
     *("span_kl", "topk", "ops", "projection", "sampling", "backends"),
-    *("reduction", "tiles", "sides", "_C"),
+    *("reduction", "tiles", "ranks", "dtensors", "sides", "_C"),
 }
 ALLOWED = {
     "transformers": {"train", "teacher", "evaluate", "inspect", "plan", "demo"},

@@ -57,6 +57,7 @@ def operator_arguments(student="logits", teacher="logits", with_gradient=True, *
         "tail": "bucket",
         "chunk_rows": 2,
         "grad_filter_eps": 1e-3,
+        "group": None,
     }
     return given | changes
 

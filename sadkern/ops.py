@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sadkern import backends, projection, reduction, sampling, sides
+from sadkern.ranks import Ranks
 from sadkern.sides import Projection, Side, TopK
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -32,7 +33,7 @@ ARGUMENTS = (
     "str teacher_kind, Tensor?[] teacher, float[] teacher_numbers, Tensor span_ids, Tensor? rows, "
     "Tensor? token_weights, Tensor? labels, Tensor? num_tokens, float[] span_weights, "
     "str divergence, float mix, float temperature, str reduction, float ce_weight, str tail, "
-    "int? chunk_rows, float? grad_filter_eps"
+    "int? chunk_rows, float? grad_filter_eps, str? group"
 )
 OUTPUTS = (
     "Tensor loss, Tensor span_loss, Tensor span_count, Tensor per_token, Tensor cross_entropy, "
@@ -105,10 +106,18 @@ def _span_kl(
     tail: str,
     chunk_rows: int | None,
     grad_filter_eps: float | None,
+    group: str | None,
 ) -> Outputs:
+    ranks, vocab = None, sides.common_vocabulary(student, teacher)
+    if group is not None:
+        if rows is None:
+            rows = projection.places(span_ids != 0)
+        theirs = None if isinstance(teacher, TopK) else sides.vocabulary(teacher)
+        own = sides.vocabulary(student)
+        ranks = Ranks(group, own, theirs, len(rows), span_ids.device)
+        vocab = ranks.vocab
     check_values(
-        span_ids, len(span_weights), rows, token_weights, labels, teacher, tail,
-        sides.common_vocabulary(student, teacher),
+        span_ids, len(span_weights), rows, token_weights, labels, teacher, tail, vocab
     )  # fmt: skip
     wide = sides.precision(student, teacher)
     member = reduction.membership(span_ids, len(span_weights))
@@ -129,6 +138,7 @@ def _span_kl(
         gradients,
         chunk_rows=chunk_rows,
         grad_filter_eps=grad_filter_eps,
+        ranks=ranks,
         divergence=divergence,
         mix=mix,
         temperature=temperature,

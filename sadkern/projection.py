@@ -8,7 +8,8 @@ computed twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from sadkern.backends.reference import RowValues
+from sadkern.backends.shard import Shard
+from sadkern.ranks import Ranks
 from sadkern.sides import (
     Projection,
     Side,
@@ -63,13 +66,14 @@ def divergence_rows(
     *,
     chunk_rows: int | None,
     grad_filter_eps: float | None,
+    ranks: Ranks | None = None,
     **settings: Any,
 ) -> RowValues:
     """`RowValues` [...] and, into `gradients`, those of the student's tensors: of logits, or of
     hidden, weight and bias, each where there is one. `settings` are those of the backend's own
     `divergence_rows`, which alone is needed where logits exist on both sides, or a top-k.
     """
-    if logits_alone(student, teacher):
+    if ranks is None and logits_alone(student, teacher):
         return backend.divergence_rows(
             student, teacher, supervised, row_weights, labels, gradients[0], **settings
         )
@@ -78,38 +82,66 @@ def divergence_rows(
     t = teacher if isinstance(teacher, TopK) else tiles_of(teacher, vocab, wide)
     softcap = (isinstance(student, Projection) and student.softcap) or 0.0
     if rows is None:
-        rows = supervised.reshape(-1).nonzero().squeeze(-1)
+        rows = places(supervised)
 
     flat_weights = row_weights.reshape(-1)
     flat_labels = None if labels is None else labels.reshape(-1)
     of_value = [wide, wide, wide, torch.bool, wide]
     values = RowValues(*(flat_weights.new_zeros(len(flat_weights), dtype=x) for x in of_value))
-    wants_gradient = any(gradient is not None for gradient in gradients)
     sides = 1 if isinstance(t, TopK) else 2
     budget = tile_bytes(rows.device.type, s.summed_bytes)
-    with torch.autocast(rows.device.type, enabled=False):
-        for chunk, tiles, dtile in chunks(
-            backend, rows, vocab, sides, wide, chunk_rows, budget, s.gradient_dtype
-        ):
-            tile, weights = s.fill(chunk, tiles[0]), flat_weights[chunk]
+    at_once = 1
+    if ranks is not None:
+        s.ranks, at_once = ranks, 2
+
+    def work(chunk: Tensor, tiles: Tensor, dtile: Tensor) -> Iterator[None]:
+        """One chunk's; where it pauses, a message is on its way."""
+        wanted = dtile if any(gradient is not None for gradient in gradients) else None
+        weights = flat_weights[chunk]
+        given = (
+            s.fill(chunk, tiles[0]),
+            part_of(t, chunk) if isinstance(t, TopK) else t.fill(chunk, tiles[1]),
+        )
+        hard = None if flat_labels is None else flat_labels[chunk]
+        if ranks is None:
+            everywhere = torch.ones_like(chunk, dtype=torch.bool)
             found = backend.divergence_rows(
-                tile,
-                part_of(t, chunk) if isinstance(t, TopK) else t.fill(chunk, tiles[1]),
-                torch.ones_like(chunk, dtype=torch.bool),
-                weights,
-                None if flat_labels is None else flat_labels[chunk],
-                dtile if wants_gradient else None,
-                softcap=softcap,
-                **settings,
+                *given, everywhere, weights, hard, wanted, softcap=softcap, **settings
             )
-            for whole, part in zip(values, found, strict=True):
-                whole.index_copy_(0, chunk, part)
-            if wants_gradient:
-                eps = grad_filter_eps
-                negligible = None if eps is None else eps * weights.abs().amax()
-                s.backward(chunk, dtile, negligible)
+        else:
+            shard = Shard(ranks, *given, hard, softcap=softcap, **settings)
+            found = yield from shard.rows(weights, wanted)
+        for whole, part in zip(values, found, strict=True):
+            whole.index_copy_(0, chunk, part)
+        if wanted is not None:
+            eps = grad_filter_eps
+            s.backward(chunk, dtile, None if eps is None else eps * weights.abs().amax())
+
+    with torch.autocast(rows.device.type, enabled=False):
+        parts = chunks(
+            backend, rows, vocab, sides, wide, chunk_rows, budget, s.gradient_dtype, at_once,
+            vocab if ranks is None else ranks.most,
+        )  # fmt: skip
+        in_turns((work(*part) for part in parts), at_once)
         s.finish(rows)
     return RowValues(*(value.view(supervised.shape) for value in values))
+
+
+def places(supervised: Tensor) -> Tensor:
+    """[M] int64: where the supervised rows are among all. A device is waited for."""
+    return supervised.reshape(-1).nonzero().squeeze(-1)
+
+
+def in_turns(works: Iterable[Iterator[None]], at_once: int) -> None:
+    """Runs all, in their order; while one waits for its message, the next has begun."""
+    begun: deque[Iterator[None]] = deque()
+    for work in works:
+        next(work, None)
+        begun.append(work)
+        if len(begun) == at_once:
+            deque(begun.popleft(), maxlen=0)
+    for work in begun:
+        deque(work, maxlen=0)
 
 
 def tile_bytes(kind: str, summed: int = 0) -> int:
@@ -129,31 +161,35 @@ def chunks(
     chunk_rows: int | None,
     budget: int,  # bytes, where the rows are not given
     gradient_dtype: torch.dtype,
+    at_once: int = 1,
+    most_vocab: int = 0,  # on any rank, for all are to have as many chunks
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Parts of `rows` of nearly equal length [C], each with its tiles [sides, C, vocab] and one for
-    the gradient [C, vocab], which are the same memory every time. The gradient's is the first of
-    the tiles, but where it is of another dtype."""
+    the gradient [C, vocab], which are the same memory every time, or every other for two `at_once`.
+    The gradient's is the first of the tiles, but where it is of another dtype."""
     # An odd number of cache lines between rows: a power of two would send them to the same sets.
     line = 64 // dtype.itemsize
-    stride = (-(-vocab // line) | 1) * line
+    stride = (-(-max(vocab, most_vocab) // line) | 1) * line
     most = chunk_rows
     if most is None:
         entry = sides * dtype.itemsize
         if gradient_dtype != dtype:
             entry += gradient_dtype.itemsize
-        most = max(1, budget // (stride * entry))
+        most = max(1, budget // (stride * entry * at_once))
         if rows.device.type == "cpu" and most > BLAS_ROWS:
             most -= most % BLAS_ROWS
     count = -(-len(rows) // most)
     if not count:
         return
     parts = rows.tensor_split(count)
-    memory = backend.empty((sides, len(parts[0]), stride), dtype, rows.device)
+    sizes = at_once, len(parts[0]), stride
+    memory = backend.empty((sides, *sizes), dtype, rows.device)
     gradient = memory[0]
     if gradient_dtype != dtype:
-        gradient = backend.empty((len(parts[0]), stride), gradient_dtype, rows.device)
-    for part in parts:
-        yield part, memory[:, : len(part), :vocab], gradient[: len(part), :vocab]
+        gradient = backend.empty(sizes, gradient_dtype, rows.device)
+    for i, part in enumerate(parts):
+        tiles, own = memory[:, i % at_once], gradient[i % at_once]
+        yield part, tiles[:, : len(part), :vocab], own[: len(part), :vocab]
 
 
 def logit_tiles(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sadkern.backends.reference import entropy_of
+from sadkern.backends.terms import entropy_of
 from sadkern.sides import TopK
 
 

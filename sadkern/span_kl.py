@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from sadkern import ops, sides
+from sadkern.dtensors import local
 from sadkern.reduction import REDUCTIONS
 from sadkern.sides import Projection, Side, TopK
 
@@ -71,6 +73,7 @@ def span_kl(
     grad_filter_eps: float | None = None,
     inplace: bool = False,
     backend: str = "auto",
+    group: ProcessGroup | None = None,
 ) -> SpanLoss:
     """Divergence between the next-token distributions of a student and a teacher, span by span.
 
@@ -130,8 +133,15 @@ def span_kl(
             weights `eps r |scale|` times the sum of the norms of the chunk's hidden states.
         inplace: the gradient is written over the student's logits, which are then gone: their
             version counter says so to autograd.
+        group: the ranks that share the vocabulary, if any: each has rows of its own part of it, in
+            the order of ranks, uneven ones too, of logits or of head weight and bias, on both
+            sides. All else is the same on every rank: hidden states, the ids of a `TopK`, labels,
+            which are of the whole vocabulary. So are then the values and the gradient of hidden
+            states, while that of a part is its own. DTensors that are `Shard` in the vocabulary,
+            as of torch's tensor parallelism, bring their group along.
         backend: `auto` (for fp32, bf16 and fp16 the compiled kernels on the CPU, Triton's on an
-            NVIDIA GPU; else the reference), `native`, `triton` or `reference`.
+            NVIDIA GPU; else the reference), `native`, `triton`, `cuda` or `reference`. With a
+            group the reference alone.
 
     Returns:
         A `SpanLoss`. An empty span contributes 0, and so does an empty batch.
@@ -158,6 +168,12 @@ def span_kl(
         >>> [round(x, 4) for x in out.tail_mass.tolist()]
         [0.5, 0.1, 0.0]
     """
+    student, teacher, name = local(student, teacher, group)
+    if name is not None and backend not in ("auto", "reference"):
+        raise ValueError(
+            f"backend={backend!r} has no kernels for a vocabulary on several ranks: expected auto "
+            "or reference"
+        )
     _check(student, teacher, span_ids, token_weights, labels, rows)
     divergence, mix = _canonical(divergence, beta, skew)
     if tail not in TAILS:
@@ -188,6 +204,7 @@ def span_kl(
     arguments = (
         *sides.pack(teacher), span_ids, rows, token_weights, labels, counts, weights, divergence,
         mix, float(temperature), reduction, float(ce_weight), tail, chunk_rows, grad_filter_eps,
+        name,
     )  # fmt: skip
     if inplace:
         loss, *rest = ops.span_kl_(_inplace(student), backend, *arguments)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sadkern.ranks import Pending, Ranks
 from sadkern.sides import Projection
 
 # Of a weight that is not in the tiles' precision so much is converted at a time.
@@ -61,6 +62,7 @@ class LogitRows:
         self.logits, self.vocab, self.gradient = logits, vocab, gradient
         self.gradient_dtype = dtype
         self.summed_bytes = 0
+        self.ranks: Ranks | None = None  # a row's parts are each one's own
 
     def _at(self, rows: Tensor) -> tuple[Tensor, ...]:
         # Not flattened: that would copy logits that are a slice. (torch.unravel_index would make a
@@ -106,6 +108,9 @@ class Head:
         )
         self.summed_bytes = 0 if self.dweight is None else self.dweight.nbytes
         self.first = True
+        # Those that share the vocabulary, if any: what a hidden state gets from each is summed up.
+        self.ranks: Ranks | None = None
+        self.on_its_way: tuple[Tensor, Pending] | None = None
         given = self.weight.dtype
         as_given = given == self.hidden.dtype and multiplies_halves(self.weight.device)
         # A gradient in fp16 might be too small a number: it is scaled only later.
@@ -131,8 +136,11 @@ class Head:
             dhidden = tile.new_zeros(len(rows), self.hidden.shape[-1], dtype=self.dtype)
             for part, weight in self._weight(self.gradient_dtype, kept):
                 multiply(dhidden, tile[:, part], weight, self.scale, 1.0)
-            flat = self.dhidden.view(-1, dhidden.shape[-1])
-            flat.index_copy_(0, rows, dhidden.to(flat.dtype))
+            self._settle()
+            if self.ranks is None:
+                self._write(rows, dhidden)
+            else:
+                self.on_its_way = rows, self.ranks.summed(dhidden)
         if self.dweight is not None:
             dweight, hidden = self.dweight[: tile.shape[1]], self.hidden[rows].to(tile.dtype)
             if kept is None:
@@ -153,7 +161,20 @@ class Head:
                 dbias.copy_(summed if self.first else dbias + summed)
         self.first = False
 
+    def _settle(self) -> None:
+        """Writes the sum that the last chunk has asked for."""
+        if self.on_its_way is not None:
+            rows, summed = self.on_its_way
+            self._write(rows, summed())
+            self.on_its_way = None
+
+    def _write(self, rows: Tensor, dhidden: Tensor) -> None:
+        assert self.dhidden is not None
+        flat = self.dhidden.view(-1, dhidden.shape[-1])
+        flat.index_copy_(0, rows, dhidden.to(flat.dtype))
+
     def finish(self, rows: Tensor) -> None:
+        self._settle()
         if self.dhidden is not None:
             _zero_others(self.dhidden, rows)
         sums = zip((self.dweight, self.dbias), self.gradients[1:], strict=True)

@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sadkern.sides import TopK
+from sadkern.backends.buckets import Buckets
+from sadkern.backends.terms import entropy_of, terms_of
+from sadkern.sides import TopK, part_of
 
 
 class RowValues(NamedTuple):
@@ -121,55 +123,15 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
         gradient.mul_(factor)
 
 
-def entropy_of(lp: Tensor) -> Tensor:
-    """[...]: - sum p log p of log-probabilities [..., V]."""
-    return -_times_unless_zero(lp.exp(), lp).sum(-1)
-
-
-def _times_unless_zero(x: Tensor, y: Tensor) -> Tensor:
-    """x y, but 0 where x is: the convention 0 log 0 = 0, also where the logarithm is infinite."""
-    return torch.where(x == 0, 0.0, x * y)
-
-
 def _divergence(name: str, lp: Tensor, lq: Tensor, mix: float) -> tuple[Tensor, Tensor]:
     """Value [M] and gradient [M, V] with respect to the logits of q, from log-probabilities [M, V].
 
     With g = dD/dq the gradient is `q (g - sum_k q_k g_k)`.
     """
     if name == "forward_kl":
-        return _terms(name, lp, lq, mix)[0].sum(-1), lq.exp() - lp.exp()
-    terms, qg = _terms(name, lp, lq, mix)
+        return terms_of(name, lp, lq, mix)[0].sum(-1), lq.exp() - lp.exp()
+    terms, qg = terms_of(name, lp, lq, mix)
     return terms.sum(-1), qg - lq.exp() * qg.sum(-1, keepdim=True)
-
-
-def _terms(name: str, lp: Tensor, lq: Tensor, mix: float) -> tuple[Tensor, Tensor]:
-    """Each token's share of the value, and its q g, both [M, V]."""
-    p, q = lp.exp(), lq.exp()
-    rest = 1 - mix
-    if name == "forward_kl":
-        return _times_unless_zero(p, lp - lq), -p
-    if name == "reverse_kl":
-        kl = _times_unless_zero(q, lq - lp)
-        return kl, kl + q
-    if name == "jsd":
-        lm = _log_mixture(lq, lp, mix)
-        qg = rest * _times_unless_zero(q, lq - lm)
-        return mix * _times_unless_zero(p, lp - lm) + qg, qg
-    if name == "skew_forward_kl":
-        lm = _log_mixture(lq, lp, mix)
-        return _times_unless_zero(p, lp - lm), -rest * _times_unless_zero(p, (lq - lm).exp())
-    if name == "skew_reverse_kl":
-        lm = _log_mixture(lp, lq, mix)
-        kl = _times_unless_zero(q, lq - lm)
-        return kl, kl + q - mix * _times_unless_zero(q, (lq - lm).exp())
-    # 0 (q - p): NaN stays NaN
-    return 0.5 * (p - q).abs(), 0.5 * q * ((q - p).sign() + 0 * (q - p))
-
-
-def _log_mixture(la: Tensor, lb: Tensor, weight_of_b: float) -> Tensor:
-    """log((1 - w) a + w b) from log a and log b."""
-    weight = torch.tensor([1 - weight_of_b, weight_of_b], dtype=la.dtype, device=la.device).log()
-    return torch.logaddexp(la + weight[0], lb + weight[1])
 
 
 def _topk(
@@ -180,51 +142,16 @@ def _topk(
     mix: float,
     mode: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Value [M], gradient [M, V], teacher entropy [M], which tokens are its top [M, V], tail [M].
-
-    The divergence is one over K + 1 buckets: each of the teacher's tokens, and all others together,
-    the tail. `renormalize` gives all of the teacher's mass to its tokens, which leaves its tail 0;
-    `none` leaves the tail's term out of the sum. An entry without id (-1) is an empty bucket.
-    """
+    """Value [M], gradient [M, V], teacher entropy [M], which tokens are its top [M, V], tail [M]:
+    a divergence over buckets."""
     check_distinct(teacher.ids, supervised)
-    ids = teacher.ids[supervised].long()
-    given = ids >= 0
-    ids = ids.clamp(min=0)
-    lp = teacher.logprobs[supervised].to(lq.dtype).masked_fill(~given, -torch.inf)  # [M, K]
-    bucket_lq = lq.gather(-1, ids).masked_fill(~given, -torch.inf)
-    inside = torch.zeros_like(lq).scatter_add(-1, ids, given.to(lq.dtype)) > 0
-    outside = lq.masked_fill(inside, -torch.inf)
-    lq_tail = outside.logsumexp(-1, keepdim=True)
-
-    known = lp.logsumexp(-1, keepdim=True)
-    missing = (1 - known.exp()).clamp(min=0).squeeze(-1)
-    mass = missing if teacher.tail_mass is None else teacher.tail_mass[supervised].to(lq.dtype)
-    lp_tail = mass.log().unsqueeze(-1)
-    # A student without a tail cannot be infinitely far from a teacher's that is only rounding.
-    rounding = (mass <= ids.shape[-1] * 2.0**-23) | (given.sum(-1) == lq.shape[-1])
-    lp_tail = lp_tail.masked_fill((lq_tail == -torch.inf) & rounding.unsqueeze(-1), -torch.inf)
-    if mode == "renormalize":
-        lp, lp_tail = lp - known, torch.full_like(lp_tail, -torch.inf)
-
-    lp, lq_of = torch.cat([lp, lp_tail], -1), torch.cat([bucket_lq, lq_tail], -1)
-    terms, qg = _terms(divergence, lp, lq_of, mix)
-    entropy = entropy_of(lp if mode != "none" else lp[:, :-1])
-    if mode == "none":
-        terms = terms[:, :-1]
-        qg = torch.nn.functional.pad(qg[:, :-1], (0, 1))
-    if teacher.entropy is not None:
-        entropy = teacher.entropy[supervised].to(lq.dtype)
-
-    gradient = qg - lq_of.exp() * qg.sum(-1, keepdim=True)  # of each bucket
-    # The tail's is shared by its tokens as its probability is; without any there is none.
-    share = torch.where(inside | (lq_tail == -torch.inf), 0.0, (outside - lq_tail).exp())
-    spread = share * gradient[:, -1:]
-    spread = spread.scatter_add(-1, ids, torch.where(given, gradient[:, :-1], 0.0))
-    # NaN anywhere in a row makes all of its gradient so.
-    spread = spread + 0 * gradient.sum(-1, keepdim=True)
-    is_top = given & (lp[:, :-1] == lp[:, :-1].amax(-1, True))
-    top = torch.zeros_like(lq).scatter_add(-1, ids, is_top.to(lq.dtype)) > 0
-    return terms.sum(-1), spread, entropy, top, mass
+    vocab, rows = lq.shape[-1], supervised.reshape(-1).nonzero().squeeze(-1)
+    teacher = part_of(teacher, rows)
+    buckets = Buckets(teacher, teacher.ids.long(), vocab, lq.dtype, mode)
+    buckets.close(lq.masked_fill(buckets.inside, -torch.inf).logsumexp(-1), vocab)
+    value, mean = buckets.whole(*(x.sum(-1) for x in buckets.terms(divergence, mix, lq)))
+    gradient = buckets.gradient(lq, mean)
+    return value, gradient, buckets.entropy, buckets.top, buckets.mass
 
 
 def refuse_repeated(row: tuple[int, ...], ids: Tensor) -> None:
