@@ -111,7 +111,7 @@ def test_the_whole_study_with_little_of_everything(tmp_path, monkeypatch, capsys
     little = {
         "GAMES": 6, "WANDERED": 4, "HELD_OUT": 2, "BASE_STEPS": 3, "TEACHER_STEPS": 3,
         "STUDENT_STEPS": 2, "MAX_TURNS": 2, "MAX_NEW_TOKENS": 6, "TEACHER": Size(32, 1),
-        "SIZES": dict.fromkeys(study.SIZES, Size(16, 1)),
+        "SIZES": dict.fromkeys(study.SIZES, Size(32, 1)),
     }  # fmt: skip
     for name, value in little.items():
         for module in (study, material, students, report, command):

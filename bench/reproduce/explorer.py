@@ -40,6 +40,10 @@ TREAT = ("I {verb} {thing} here.", "I am at {place}, so I {verb} {thing}.")
 BRING = ("Now I bring {thing} to {place}.", "{thing} belongs to {place}, so I go there.")
 PUT = ("I put {thing} here.", "I am at {place}, so I put {thing} here.")
 
+# The chance, where it sees none, that it takes one for there, and where a kind of places ends, that
+# it goes for another: it learns that there is none, as a student has to that is mistaken.
+MISTAKEN = 0.1
+
 Step = tuple[str, str]
 Steps = Generator[Step, str, None]
 
@@ -83,8 +87,13 @@ class _Explorer:
             (x for x, at in self.seen.items() if x.split()[0] == kind and at.split()[0] != but), ""
         )
 
-    def find(self, kind: str, target: str) -> Generator[Step, str, str]:
-        """Until one is seen, and then to it; which it is."""
+    def some_here(self, kind: str) -> bool:
+        return any(x.split()[0] == kind and at == self.here for x, at in self.seen.items())
+
+    def find(
+        self, kind: str, target: str, options: tuple[str, ...], action: str
+    ) -> Generator[Step, str, str]:
+        """Until one is seen, and then to it; which it is. `action` is what it is wanted for."""
         looking = tuple(first + "{said}" for first in LOOK_FOR)
         homes = LIKELY.get(kind, [])
         likely = [p for home in homes for p in self.places if p.split()[0] == home != target]
@@ -93,6 +102,15 @@ class _Explorer:
             if self.known(kind, target):
                 break
             if place not in self.looked:
+                if self.here and not self.some_here(kind) and self.rng.random() < MISTAKEN:
+                    thing = f"{kind} {self.rng.randint(1, 3)}"
+                    said = self.say(looking, kind=kind, said=self.say(options, thing=thing))
+                    yield said, action.format(thing=thing, here=self.here)
+                among, number = self.here.split() or ("", 0)
+                another = f"{among} {int(number) + 1}"
+                if self.here and another not in self.places and self.rng.random() < MISTAKEN:
+                    said = self.say(NEXT, place=another)
+                    yield self.say(looking, kind=kind, said=said), f"go to {another}"
                 said = self.say(NEXT if self.here else FIRST, place=place)
                 yield from self.go(self.say(looking, kind=kind, said=said), place)
         thing = self.known(kind, target)
@@ -106,7 +124,7 @@ class _Explorer:
         self, kind: str, target: str, options: tuple[str, ...], action: str
     ) -> Generator[Step, str, str]:
         """Finds one and does this with it."""
-        thing = yield from self.find(kind, target)
+        thing = yield from self.find(kind, target, options, action)
         said = self.say(LOOK_FOR, kind=kind) + self.say(options, thing=thing)
         yield said, action.format(thing=thing, here=self.here)
         del self.seen[thing]

@@ -37,7 +37,7 @@ from sadkern.teacher.cached import store_for
 from sadkern.train.segmentation import resegmented
 
 END = "<|endoftext|>"
-WANDERINGS, WANDERED_TURNS = 3, 6  # of a game, of each
+WANDERINGS, WANDERED_TURNS = 6, 6  # of a game, of each
 PARTS = 2  # of the games, each played by a process
 
 

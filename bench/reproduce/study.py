@@ -22,9 +22,9 @@ SEEDS = (0, 1, 2)
 GAMES, WANDERED, HELD_OUT = 1200, 1200, 40
 GAMES_SEED = 0
 MAX_LENGTH = 1024  # tokens of an episode that is learnt from
-BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 2000, 600, 200  # of 8 episodes
-BASE_RATE, MUON_RATE, STUDENT_RATE = 1e-2, 0.05, 2e-3
-PLAYED_AT_A_TIME, MAX_TURNS, MAX_INVALID, MAX_NEW_TOKENS = 16, 30, 3, 40
+BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 2500, 600, 400  # of 8 episodes
+BASE_RATE, MUON_RATE, STUDENT_RATE = 1e-2, 0.05, 1e-3
+PLAYED_AT_A_TIME, MAX_TURNS, MAX_INVALID, MAX_NEW_TOKENS = 16, 30, 10, 40
 
 # Of each way of teaching: what it is called in a table, and what it sets. `peer` is TRL's trainer.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {

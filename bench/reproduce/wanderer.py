@@ -6,7 +6,6 @@ follows its thought; not what to do when."""
 from __future__ import annotations
 
 import random
-import re
 
 from bench.reproduce.explorer import LOOK_FOR, NAME, in_order
 from sadkern.evaluate.environments.alfworld import ALFWorld
@@ -30,6 +29,7 @@ VERBS = {
 ON = 0.6  # the chance that it goes on to what comes after where it is
 # For how many things it looks, as it begins, where it sees any and where it does not.
 AT_FIRST, SEEING, ELSE = (2, 3), (2, 3, 4), (0, 1)
+NUMBERED = 0.4  # the chance that it looks for one by its number
 ASTRAY = 0.05  # the chance that it tries what is not there
 
 
@@ -46,7 +46,11 @@ def wanderer(env: ALFWorld, seed: object) -> Policy:
         for _ in range(rng.choice(AT_FIRST if first else SEEING if "you see" in seen else ELSE)):
             among = rng.choices((here, places, anything), (9 if here else 0, 4, 7))[0]
             kind = rng.choice(among).split()[0]
-            found = next((x for x in [*here, *places] if x.split()[0] == kind), "none")
+            known = [x for x in [*here, *places] if x.split()[0] == kind]
+            if known and rng.random() < NUMBERED:
+                kind = f"{kind} {rng.randint(1, len(known) + 1)}"
+                known = [x for x in known if x == kind]
+            found = known[0] if known else "none"
             said += rng.choice(LOOK_FOR).format(kind=kind) + f"I see {found}. "
         return said
 
@@ -67,9 +71,10 @@ def wanderer(env: ALFWorld, seed: object) -> Policy:
         if verb == "go" and here in places[:-1] and rng.random() < ON:
             place = places[places.index(here) + 1]
             action, doing = f"go to {place}", f"From {here} I go to {place}."
-        elif rng.random() < ASTRAY:
-            wrong = str(rng.randint(6, 12))
-            action, doing = (re.sub(r"\d+(?=\.?$)", wrong, text) for text in (action, doing))
+        elif verb != "look" and rng.random() < ASTRAY:
+            name = NAME.findall(action)[0]
+            wrong = f"{name.split()[0]} {rng.randint(6, 12)}"
+            action, doing = (text.replace(name, wrong) for text in (action, doing))
         here = action.removeprefix("go to ") if verb == "go" else here
         said = looked(seen) + doing
         return Move(said, action, len(said.split()), len(action.split()))
