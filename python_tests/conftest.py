@@ -10,6 +10,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
+from several import Several
 from small_models import RECORDS, small_tokenizer
 
 from sadkern import build_info
@@ -36,6 +37,14 @@ def isa(request):
     native.core().choose_isa(request.param)
     yield request.param
     native.core().choose_isa(ISAS[0])
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Four processes that form groups."""
+    processes = Several(4, str(tmp_path_factory.mktemp("group") / "store"))
+    yield processes
+    processes.close()
 
 
 @pytest.fixture(scope="session")

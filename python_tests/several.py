@@ -16,6 +16,8 @@ GROUPS: dict[int, dist.ProcessGroup] = {}
 
 def _serve(rank: int, count: int, path: str, pipe: Any) -> None:
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # what nobody wrote is NaN
+    torch.utils.deterministic.fill_uninitialized_memory = True
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=count)
     for size in range(1, count + 1):

@@ -109,6 +109,21 @@ torch.save((trainer.state.global_step, trainer.stop.received), here / f"stopped{
 """
     + ENDED
 )
+KILLED = """
+import signal
+from transformers import TrainerCallback
+trainer = trainer_for(
+    here, student, teacher, examples, per_device_train_batch_size=2, max_steps=7, save_steps=2,
+    save_strategy="steps", optim="sgd", learning_rate=0.3, curriculum="linear",
+)
+compute = trainer.compute_loss
+def killed(*arguments, **named):
+    if rank and trainer.state.global_step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return compute(*arguments, **named)
+trainer.compute_loss = killed
+trainer.train()
+"""
 WRAPPED = {
     "ddp": "SETTINGS = {}" + TRAINER,
     "ddp, packed, easy ones first": f"SETTINGS = {EASY_FIRST}" + TRAINER,
@@ -140,8 +155,8 @@ def test_two_processes_give_the_gradient_of_one(tmp_path, examples, wrapped):
     assert {key: metrics[key] for key in measured} == pytest.approx(measured, rel=1e-4)
 
 
-def run(tmp_path, source, student, teacher, examples):
-    """Twice at once."""
+def run(tmp_path, source, student, teacher, examples, ends=True):
+    """Twice at once. What was said, where it does not end well."""
     student.save_pretrained(tmp_path / "student")
     teacher.save_pretrained(tmp_path / "teacher")
     torch.save(examples, tmp_path / "examples.pt")
@@ -153,7 +168,8 @@ def run(tmp_path, source, student, teacher, examples):
         capture_output=True, text=True, timeout=300, check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode == 0) == ends, done.stderr[-3000:]
+    return done.stderr
 
 
 def test_a_signal_to_one_process_stops_all_after_one_step(tmp_path, examples):
@@ -161,3 +177,28 @@ def test_a_signal_to_one_process_stops_all_after_one_step(tmp_path, examples):
     # It came in the fourth step, which began before: the fifth is the first that all knew of.
     assert [torch.load(tmp_path / f"stopped{rank}.pt") for rank in (0, 1)] == [(5, SIGTERM)] * 2
     assert Path(last_checkpoint(tmp_path / "out")).name == "checkpoint-5"
+
+
+def test_a_killed_process_ends_the_run_which_fewer_can_go_on_with(tmp_path, examples):
+    """Killed in a step's middle it is named, and the last checkpoint is whole: one process that
+    takes as many trajectories a step comes to what it would have come to alone."""
+    said = run(tmp_path, KILLED, small_model(0), small_model(1), examples, ends=False)
+    assert re.search(r"rank +: 1 ", said)
+    assert "Signal 9 (SIGKILL)" in said
+    left = last_checkpoint(tmp_path / "out")
+    assert Path(left).name == "checkpoint-2"
+
+    def ended(folder, resume):
+        trainer = trainer_for(
+            folder, small_model(5 if resume else 0), small_model(1), examples, max_steps=7,
+            per_device_train_batch_size=2, gradient_accumulation_steps=2, save_strategy="no",
+            optim="sgd", learning_rate=0.3, curriculum="linear",
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.model.state_dict()
+
+    alone = ended(tmp_path / "alone", None)
+    for name, weight in ended(tmp_path, left).items():
+        torch.testing.assert_close(weight, alone[name], rtol=1e-5, atol=1e-6, msg=name)
+    moved = (alone["lm_head.weight"] - small_model(0).lm_head.weight).abs().max()
+    assert moved > 1e-2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from precision import CASES, logits, ours, plain
 from precision import DIVERGENCES as PRECISE
-from several import GROUPS, Several
+from several import GROUPS
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 
@@ -31,13 +31,6 @@ FORMS = {
     "projection, logits": ("projection", "logits"),
 }
 ROWS, VOCAB = 11, 37
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory):
-    processes = Several(4, str(tmp_path_factory.mktemp("group") / "store"))
-    yield processes
-    processes.close()
 
 
 class Case(NamedTuple):

@@ -1,0 +1,207 @@
+"""However a global batch is split, over ranks, accumulated steps and packs, its gradient is that of
+the whole; sharded weights are gathered and scattered once."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+from several import GROUPS
+from small_models import small_model
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sadkern import span_kl
+from sadkern.data import SpanCollator, inputs_of
+from sadkern.forward import head_projection, supervised_loss
+from sadkern.plan.sharded import known_of
+from sadkern.spans import ACT, REASON
+from sadkern.teacher import OnlineTeacher
+
+Example = dict[str, list[int]]
+REDUCTIONS = ("span_mean", "token_mean", "sum")
+
+
+def trajectories(seed: int) -> list[Example]:
+    """Of any length; some have no supervised row."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(9):
+        length = rng.randint(2, 12)
+        kinds = [0] if rng.random() < 0.3 else [0, REASON, ACT]
+        made.append({
+            "input_ids": [rng.randrange(1, 300) for _ in range(length)],
+            "span_ids": [rng.choice(kinds) for _ in range(length - 1)] + [0],
+        })  # fmt: skip
+    made[0]["span_ids"][0] = REASON
+    return made
+
+
+def split(examples: list[Example], ranks: int, steps: int, seed: int) -> list[list[list[Example]]]:
+    """[ranks][steps]: micro-batches of any size. One that would be empty has nothing supervised."""
+    rng = random.Random(seed)
+    parts: list[list[list[Example]]] = [[[] for _ in range(steps)] for _ in range(ranks)]
+    alone = rng.randrange(ranks)  # has nothing to learn from, if there are others
+    for example in examples:
+        among = [
+            r for r in range(ranks) if r != alone or ranks == 1 or not any(example["span_ids"])
+        ]
+        rng.choice(parts[rng.choice(among)]).append(example)
+    nothing = {"input_ids": [1, 2], "span_ids": [0, 0]}
+    return [[part or [nothing] for part in of_rank] for of_rank in parts]
+
+
+def normaliser(examples: list[Example], reduction: str, ranks: int) -> Any:
+    """Of the global batch, per rank, since gradients of ranks are averaged."""
+    counts = [sum(x["span_ids"].count(kind) for x in examples) / ranks for kind in (REASON, ACT)]
+    return {"span_mean": counts, "token_mean": [sum(counts)], "sum": None}[reduction]
+
+
+def backward(
+    model: Any, projection: Any, teacher: Any, examples: list[Example], packed: bool,
+    reduction: str, count: Any, chunk_rows: int | None = None,
+) -> None:  # fmt: skip
+    batch = SpanCollator(0, packed=packed)(examples)
+    rows, inputs = batch["rows"], inputs_of(batch)
+    signal, kinds = teacher(rows, **inputs), batch["span_ids"].flatten()[rows]
+
+    def loss_of(own: Any) -> Tensor:
+        return span_kl(
+            own, signal, kinds, num_tokens=count, reduction=reduction, chunk_rows=chunk_rows
+        ).loss
+
+    supervised_loss(model, rows, loss_of, projection, **inputs).backward()
+
+
+def in_double(seed: int) -> Any:
+    """A Llama's own norms are in fp32 whatever it is."""
+    model = small_model(seed).double()
+    for name, module in list(model.named_modules()):
+        if name.endswith("norm"):
+            parent, _, own = name.rpartition(".")
+            norm = torch.nn.RMSNorm(module.weight.shape, eps=1e-6, dtype=torch.float64)
+            setattr(model.get_submodule(parent), own, norm)
+    return model
+
+
+def models() -> tuple[Any, Any]:
+    return in_double(0), OnlineTeacher(in_double(1))
+
+
+def on_rank(rank: int, ranks: int, seed: int) -> dict[str, Tensor]:
+    rng = random.Random(seed)
+    steps, reduction = rng.choice((1, 2, 3)), rng.choice(REDUCTIONS)
+    examples = trajectories(seed)
+    student, teacher = models()
+    ddp = DistributedDataParallel(student, process_group=GROUPS[ranks])
+    own = split(examples, ranks, steps, seed)[rank]
+    count = normaliser(examples, reduction, ranks)
+    packed = random.Random(f"{seed} {rank}")
+    for i, part in enumerate(own):
+        with ddp.no_sync() if i < steps - 1 else nullcontext():
+            backward(
+                ddp,
+                head_projection(student),
+                teacher,
+                part,
+                packed.random() < 0.5,
+                reduction,
+                count,
+            )
+    # The sum over ranks, for no count says by how much their mean is to be larger.
+    share = ranks if reduction == "sum" else 1
+    return {name: share * p.grad for name, p in student.named_parameters()}
+
+
+def whole(seed: int) -> dict[str, Tensor]:
+    rng = random.Random(seed)
+    reduction = (rng.choice((1, 2, 3)), rng.choice(REDUCTIONS))[1]
+    examples = trajectories(seed)
+    student, teacher = models()
+    backward(student, head_projection(student), teacher, examples, False, reduction, None)
+    return {name: p.grad for name, p in student.named_parameters()}
+
+
+def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_any_split_of_a_batch_gives_its_gradient(several, ranks):
+    for seed in range(100 * ranks, 100 * ranks + 8):
+        expected = whole(seed)
+        for found in several.run(ranks, on_rank, ranks, seed):
+            assert_same(found, expected)
+
+
+def test_splits_are_of_all_kinds():
+    """That the test above has had ranks without a row, and steps with and without."""
+    kinds: Counter[str] = Counter()
+    for ranks in (2, 3, 4):
+        for seed in range(100 * ranks, 100 * ranks + 8):
+            for of_rank in split(trajectories(seed), ranks, 2, seed):
+                learns = [any(any(x["span_ids"]) for x in part) for part in of_rank]
+                kinds["no row" if not any(learns) else "some" if not all(learns) else "all"] += 1
+    assert min(kinds["no row"], kinds["some"], kinds["all"]) > 5
+
+
+class Messages(TorchDispatchMode):
+    """What c10d is told to send: the operation and how many numbers go in and come out."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent: list[tuple[str, int, int]] = []
+
+    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None):
+        name = operator._schema.name
+        if name.startswith("c10d::"):
+            sizes = [sum(x.numel() for x in tree_leaves(y) if isinstance(x, Tensor)) for y in args]
+            self.sent.append((name.removeprefix("c10d::"), sizes[1], sizes[0]))
+        return operator(*args, **(kwargs or {}))
+
+
+def sharded_on_rank(rank: int, chunk_rows: int | None) -> tuple[list[tuple[str, int, int]], Any]:
+    """FSDP2 as accelerate arranges it: layers, embedding, and the last norm with the head."""
+    mesh = init_device_mesh("cpu", (4,), mesh_dim_names=("ranks",))
+    student, teacher = models()
+    projection = head_projection(student)
+    fsdp2_prepare_model(known_of(mesh), student)
+    examples = trajectories(0)
+    count = normaliser(examples, "span_mean", 4)
+    own = [x for part in split(examples, 4, 1, 0)[rank] for x in part]
+    with Messages() as messages:
+        backward(student, projection, teacher, own, False, "span_mean", count, chunk_rows)
+    return messages.sent, {name: p.grad.full_tensor() for name, p in student.named_parameters()}
+
+
+@pytest.mark.parametrize("chunk_rows", [None, 2])
+def test_a_sharded_head_is_gathered_and_scattered_once_a_step(several, chunk_rows):
+    model = in_double(0)
+    sizes = {name: sum(x.numel() for x in m.parameters()) for name, m in model.named_modules()}
+    layers = [sizes[f"model.layers.{i}"] for i in range(2)]
+    tail = sizes["lm_head"] + sizes["model.norm"]
+    embedding = sizes["model.embed_tokens"]
+    expected = None
+    for sent, gradients in several.run(4, sharded_on_rank, chunk_rows):
+        gathered = [out for name, _, out in sent if "gather" in name]
+        scattered = [into for name, into, _ in sent if "scatter" in name]
+        assert len(gathered) + len(scattered) == len(sent)
+        # Layers and embedding twice, for the forward and the backward pass; what follows them once.
+        assert Counter(gathered) == Counter([*layers, *layers, embedding, embedding, tail])
+        assert Counter(scattered) == Counter([*layers, embedding, tail])
+        if expected is None:
+            student, teacher = models()
+            head = head_projection(student)
+            backward(student, head, teacher, trajectories(0), False, "span_mean", None)
+            expected = {name: p.grad for name, p in student.named_parameters()}
+        assert_same(gradients, expected)
