@@ -19,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sadkern import span_kl
-from sadkern.data import SpanCollator, inputs_of
+import bench.ranks
+from sadkern import Projection, span_kl
+from sadkern.data import SpanCollator, inputs_of, next_tokens, sequence_part
 from sadkern.forward import head_projection, supervised_loss
 from sadkern.plan.sharded import known_of
 from sadkern.spans import ACT, REASON
@@ -205,3 +206,55 @@ def test_a_sharded_head_is_gathered_and_scattered_once_a_step(several, chunk_row
             backward(student, head, teacher, trajectories(0), False, "span_mean", None)
             expected = {name: p.grad for name, p in student.named_parameters()}
         assert_same(gradients, expected)
+
+
+def of_sequences_on_rank(
+    rank: int, ranks: int, packed: bool
+) -> tuple[Tensor, list[Tensor], dict[str, Tensor]]:
+    """The loss and the gradient of a model that sees one token at a time, on a part of each
+    sequence; and the part."""
+    torch.manual_seed(0)
+    embedding, head, theirs = (torch.randn(300, 8, dtype=torch.float64) for _ in range(3))
+    embedding.requires_grad_()
+    head.requires_grad_()
+    own = SpanCollator(0, packed=packed)(trajectories(3))
+    if ranks:
+        own = sequence_part(own, rank, ranks)
+    else:
+        own["labels"], own["num_tokens"] = next_tokens(own), None
+    hidden = embedding[own["input_ids"]]
+    loss = span_kl(
+        Projection(hidden, head), Projection(hidden.detach(), theirs), own["span_ids"],
+        rows=own["rows"], labels=own["labels"], ce_weight=0.5, num_tokens=own["num_tokens"],
+    ).loss  # fmt: skip
+    loss.backward()
+    return loss.detach(), [embedding.grad, head.grad], own
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 40])
+def test_parts_of_sequences_add_up_to_the_whole(packed, ranks):
+    """Whose next tokens may be another rank's, and of whom one may have nothing to learn from."""
+    loss, gradient, batch = of_sequences_on_rank(0, 0, packed)
+    losses, gradients, parts = zip(
+        *(of_sequences_on_rank(rank, ranks, packed) for rank in range(ranks)), strict=True
+    )
+    torch.testing.assert_close(sum(losses), loss)
+    for whole, *each in zip(gradient, *gradients, strict=True):
+        torch.testing.assert_close(sum(each), whole)
+    for name in ("input_ids", "span_ids", "labels"):
+        assert torch.equal(torch.cat([part[name] for part in parts], 1), batch[name])
+    labels = batch["labels"].flatten()
+    assert torch.equal(labels[batch["rows"]], batch["input_ids"].flatten()[batch["rows"] + 1])
+    # Each trajectory has one token that is followed by none; so has padding.
+    ends = (labels == -100).sum()
+    padding = 0 if packed else (batch["attention_mask"] == 0).sum()
+    assert ends == len(trajectories(3)) + padding
+    if ranks == 40:
+        assert sum(len(part["rows"]) == 0 for part in parts) > 0
+
+
+def test_what_is_sent_is_the_least_that_has_to_be():
+    for name, found, ideal in bench.ranks.measured(2):
+        assert found.sent == pytest.approx(ideal, rel=1e-3), name
+        assert (ideal == 0) == (name == "alone")

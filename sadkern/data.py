@@ -156,6 +156,55 @@ def places(input_ids: Tensor, position_ids: Tensor | None = None, **_: Any) -> T
     return torch.arange(count, device=input_ids.device).repeat_interleave(length)
 
 
+def next_tokens(batch: Mapping[str, Tensor]) -> Tensor:
+    """`[B, T]` int64: the token that each row predicts; -100 where its trajectory has ended."""
+    ids = batch["input_ids"]
+    return ids.roll(-1, 1).masked_fill(_ends(batch), -100)
+
+
+def _ends(batch: Mapping[str, Tensor]) -> Tensor:
+    """`[B, T]` bool: rows of a trajectory's last token, and of padding."""
+    if "position_ids" in batch:
+        ends = batch["position_ids"].roll(-1, 1) == 0
+    else:
+        ends = batch["attention_mask"].roll(-1, 1) == 0
+    ends[:, -1] = True
+    return ends
+
+
+def sequence_part(batch: Mapping[str, Tensor], rank: int, ranks: int) -> dict[str, Tensor]:
+    """What one of several ranks that share every sequence (context parallelism) has of a batch: a
+    stretch of each, of ceil(T / ranks) tokens.
+
+    Beside what it is of, `labels`, the token that each row predicts, which may be the next rank's
+    first; `position_ids`, those in the whole; and `num_tokens` [2], the supervised rows of the
+    whole batch by kind, which `span_kl` divides by: what the ranks' losses and gradients then add
+    up to are the whole batch's. (Where gradients are averaged over ranks, it takes num_tokens /
+    ranks.) A rank whose stretch has nothing supervised, or nothing at all, is given that.
+
+    >>> import torch
+    >>> from sadkern.data import SpanCollator, sequence_part
+    >>> batch = SpanCollator(0)([{"input_ids": [5, 6, 7, 8], "span_ids": [0, 1, 2, 0]}])
+    >>> own = sequence_part(batch, 0, 2)
+    >>> own["input_ids"].tolist(), own["labels"].tolist(), own["rows"].tolist()
+    ([[5, 6]], [[6, 7]], [1])
+    >>> own["num_tokens"].tolist()
+    [1, 1]
+    """
+    if not 0 <= rank < ranks:
+        raise ValueError(f"rank={rank}: expected 0 to {ranks - 1}, there are {ranks} ranks")
+    length = batch["input_ids"].shape[1]
+    step = -(-length // ranks)
+    whole = {name: batch[name] for name in (*INPUTS, "span_ids") if name in batch}
+    positions = torch.arange(length, device=batch["input_ids"].device)
+    whole.setdefault("position_ids", positions.expand_as(batch["input_ids"]))
+    whole["labels"] = next_tokens(batch)
+    part = {name: x[:, rank * step : (rank + 1) * step] for name, x in whole.items()}
+    part["rows"] = part["span_ids"].flatten().nonzero().squeeze(-1)
+    counts = [(batch["span_ids"] == kind).sum() for kind in (REASON, ACT)]
+    return {**part, "num_tokens": torch.stack(counts)}
+
+
 @dataclass
 class SpanCollator:
     """A batch of trajectories: `input_ids`, `attention_mask`, `span_ids` [B, T], padded on the

@@ -103,20 +103,20 @@ def new_model(tokenizer: Any, size: Size) -> Qwen3ForCausalLM:
 
 def train_base(folder: Folder, size: str) -> None:
     """What a student knows before it is taught."""
-    wandering(folder, SIZES[size]).save_pretrained(folder.base(size))
+    wandering(folder, SIZES[size], size).save_pretrained(folder.base(size))
 
 
 def train_teacher(folder: Folder) -> None:
-    model = wandering(folder, TEACHER)
-    read(model, examples_of(folder, taught(folder)[0]), TEACHER_STEPS, BASE_RATE / 2)
+    model, kept = wandering(folder, TEACHER, "teacher"), folder.half_done("taught")
+    read(model, examples_of(folder, taught(folder)[0]), TEACHER_STEPS, BASE_RATE / 2, kept)
     model.save_pretrained(folder.teacher)
 
 
-def wandering(folder: Folder, size: Size) -> Qwen3ForCausalLM:
+def wandering(folder: Folder, size: Size, name: str) -> Qwen3ForCausalLM:
     set_seed(0)
     model = new_model(tokenizer_of(folder), size)
     texts = [one.text for one in played(folder, "wandered")]
-    read(model, examples_of(folder, texts), BASE_STEPS, BASE_RATE)
+    read(model, examples_of(folder, texts), BASE_STEPS, BASE_RATE, folder.half_done(name))
     return model
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +15,15 @@ from tqdm.auto import tqdm
 from bench.reproduce.study import MUON_RATE
 from sadkern.data import SpanCollator
 
+KEPT = 100  # every so many steps what there is is kept: a run that is killed goes on from there
 BATCH, SORTED = 8, 64  # episodes of a step, of so many that are sorted by length
 WARMUP, END = 30, 0.05  # steps until the whole rate, and what of it is left in the end
 
 
 def read(
-    model: Any, examples: Sequence[dict[str, Any]], steps: int, rate: float, seed: int = 0
+    model: Any, examples: Sequence[dict[str, Any]], steps: int, rate: float, kept: Path
 ) -> None:
-    """Trains `model`; `rate` is AdamW's."""
+    """Trains `model`; `rate` is AdamW's. `kept`: the file in which what is half done is found."""
     matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, x in model.named_parameters():
@@ -36,9 +39,15 @@ def read(
         return min(1.0, (step + 1) / WARMUP) * max(END, 1 - step / steps)
 
     schedules = [torch.optim.lr_scheduler.LambdaLR(one, share) for one in optimizers]
+    parts: list[Any] = [model, *optimizers, *schedules]
+    begin = 0
+    if kept.exists():
+        begin, states = torch.load(kept)
+        for part, state in zip(parts, states, strict=True):
+            part.load_state_dict(state)
     model.train()
-    bar = tqdm(range(steps), desc="reading")
-    for _, batch in zip(bar, _batches(examples, seed), strict=False):
+    bar = tqdm(range(begin, steps), desc="reading", initial=begin, total=steps)
+    for step, batch in zip(bar, islice(_batches(examples), begin, None), strict=False):
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         loss = model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
@@ -50,11 +59,16 @@ def read(
             schedule.step()
         model.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % KEPT == 0:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            begun = kept.with_suffix(".part")
+            torch.save((step + 1, [part.state_dict() for part in parts]), begun)
+            begun.replace(kept)
 
 
-def _batches(examples: Sequence[dict[str, Any]], seed: int) -> Iterator[dict[str, torch.Tensor]]:
+def _batches(examples: Sequence[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor]]:
     """Of like length together, so that little is padding."""
-    rng, pad = random.Random(f"reading {seed}"), SpanCollator(0)
+    rng, pad = random.Random("reading"), SpanCollator(0)
     while True:
         order = rng.sample(range(len(examples)), len(examples))
         found = []

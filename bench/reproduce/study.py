@@ -81,6 +81,10 @@ class Folder:
     def base(self, size: str) -> Path:
         return self.root / "base" / size
 
+    def half_done(self, name: str) -> Path:
+        """What training of a model has come to."""
+        return self.root / "half_done" / f"{name}.pt"
+
     def cell(self, name: str) -> Path:
         return self.root / "cells" / name
 
