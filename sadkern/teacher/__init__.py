@@ -2,6 +2,7 @@
 
 from sadkern.teacher.build import build
 from sadkern.teacher.cached import CachedTeacher, MissingError, store_for
+from sadkern.teacher.distant import DistantTeacher, Link, LinkError, teach
 from sadkern.teacher.entropy import mean_entropies
 from sadkern.teacher.labels import HardLabels
 from sadkern.teacher.online import OnlineTeacher
@@ -10,7 +11,10 @@ from sadkern.teacher.source import TeacherSource
 
 __all__ = [
     "CachedTeacher",
+    "DistantTeacher",
     "HardLabels",
+    "Link",
+    "LinkError",
     "MissingError",
     "OnlineTeacher",
     "ServedTeacher",
@@ -19,4 +23,5 @@ __all__ = [
     "build",
     "mean_entropies",
     "store_for",
+    "teach",
 ]

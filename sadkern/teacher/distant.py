@@ -1,0 +1,252 @@
+"""A teacher on ranks of its own: some processes teach, others train, each kind with whatever groups
+it has for itself, and between both a link beside those.
+
+    # on the one that teaches
+    link = Link("node0:29600", rank=2, students=2)
+    teach(OnlineTeacher(model), link)
+
+    # on each of the two that train
+    link = Link("node0:29600", rank=rank, students=2)
+    with DistantTeacher(link) as teacher:
+        SADTrainer(student, teacher, ...).train()
+
+What goes over the link are tokens one way and the other way hidden states, with the teacher's head
+once at the beginning, or the likeliest tokens alone. It is TCP, from host to host: a teacher may be
+on another kind of device. With `teacher_lookahead` it works while the student is trained.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sadkern.sides import Projection, Side, TopK, moved
+from sadkern.teacher.online import OnlineTeacher, check_tokens
+from sadkern.teacher.source import Example
+from sadkern.topk import topk_logprobs
+
+logger = logging.getLogger(__name__)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64)
+TIMEOUT = timedelta(minutes=10)
+FIELDS = ("attention_mask", "position_ids")  # of a batch, beside its tokens, at most one
+
+
+class LinkError(RuntimeError):
+    """The other end is not there, or no longer."""
+
+
+class Link:
+    """Between ranks 0 .. students - 1, which train, and those that teach, which come after them.
+    Student i is taught by the (i mod teachers)-th.
+
+    Args:
+        address: "host:port" at which the first teacher waits for all others.
+        rank: this process's among both kinds.
+        students, teachers: how many there are.
+        timeout: how long one waits for another, from the first meeting to the last message.
+
+    ValueError: a rank or an address that is none. LinkError: the others have not come in time.
+    """
+
+    def __init__(
+        self, address: str, *, rank: int, students: int, teachers: int = 1,
+        timeout: timedelta = TIMEOUT,
+    ):  # fmt: skip
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"address={address!r}: expected host:port, such as node0:29600")
+        if students < 1 or teachers < 1 or not 0 <= rank < students + teachers:
+            raise ValueError(
+                f"rank={rank} of {students} students and {teachers} teachers: expected one of each "
+                f"at least, and a rank of 0 to {students + teachers - 1}"
+            )
+        self.address, self.rank, self.students, self.teachers = address, rank, students, teachers
+        try:
+            store = dist.TCPStore(
+                host, int(port), None, rank == students, timeout, wait_for_workers=False
+            )
+            self._group: Any = dist.ProcessGroupGloo(store, rank, students + teachers, timeout)
+        except Exception as error:
+            raise LinkError(
+                f"rank {rank} has not met the others at {address}: expected {students} students "
+                f"and {teachers} teachers within {timeout} ({error})"
+            ) from None
+
+    @property
+    def own_students(self) -> list[int]:
+        """Of a rank that teaches."""
+        return list(range(self.rank - self.students, self.students, self.teachers))
+
+    @property
+    def own_teacher(self) -> int:
+        """Of a rank that trains."""
+        return self.students + self.rank % self.teachers
+
+    def send(self, other: int, *tensors: Tensor | None) -> None:
+        """To rank `other`, from wherever they are."""
+        for x in tensors:
+            shape = [-1] if x is None else [DTYPES.index(x.dtype), *x.shape]
+            self._wait(other, self._group.send, torch.tensor([len(shape)]))
+            self._wait(other, self._group.send, torch.tensor(shape))
+            if x is not None and x.numel():
+                # (As bytes, since gloo does not know every type.)
+                flat = x.detach().cpu().contiguous().flatten().view(torch.uint8)
+                self._wait(other, self._group.send, flat)
+
+    def receive(self, other: int, count: int) -> list[Tensor | None]:
+        """What rank `other` has sent, so many."""
+        found: list[Tensor | None] = []
+        for _ in range(count):
+            size = torch.zeros(1, dtype=torch.int64)
+            self._wait(other, self._group.recv, size)
+            shape = torch.zeros(int(size), dtype=torch.int64)
+            self._wait(other, self._group.recv, shape)
+            kind, *sizes = shape.tolist()
+            if kind < 0:
+                found.append(None)
+                continue
+            x = torch.empty(sizes, dtype=DTYPES[kind])
+            if x.numel():
+                self._wait(other, self._group.recv, x.flatten().view(torch.uint8))
+            found.append(x)
+        return found
+
+    def _wait(self, other: int, operation: Callable[..., Any], x: Tensor) -> None:
+        try:
+            operation([x], other, 0).wait()
+        except RuntimeError as error:
+            who = (
+                f"student {other}" if other < self.students else f"teacher {other - self.students}"
+            )
+            raise LinkError(
+                f"{who} (rank {other} of the link at {self.address}) does not answer: expected it "
+                f"to run until all are done ({str(error).splitlines()[0]})"
+            ) from None
+
+
+def teach(
+    teacher: OnlineTeacher, link: Link, *, k: int | None = None, temperature: float = 1.0
+) -> int:
+    """Answers this rank's students until each has dismissed it; how many batches that were.
+
+    `k`: None has them make the teacher's logits from its hidden states, exactly; else they are
+    told its `k` likeliest tokens at `temperature`. A batch that it cannot answer is refused to the
+    student that sent it, and nobody else hears of it.
+    """
+    head = teacher.head
+    facts = [float(k or 0), temperature, head.scale, head.softcap or 0.0, _embeddings(teacher)]
+    for student in link.own_students:
+        link.send(student, torch.tensor(facts, dtype=torch.float64))
+        if k is None:
+            link.send(student, head.weight, head.bias)
+    left, answered = link.own_students, 0
+    while left:
+        for student in list(left):
+            (field,) = link.receive(student, 1)
+            assert field is not None
+            if field.item() < 0:
+                left.remove(student)
+                continue
+            rows, ids, other = link.receive(student, 3)
+            try:
+                link.send(student, *_answer(teacher, rows, ids, other, int(field), k, temperature))
+            except LinkError:
+                raise
+            except Exception as error:
+                logger.exception("a batch of student %d has no answer", student)
+                said = f"{type(error).__name__}: {error}".encode()
+                link.send(student, torch.tensor(list(said), dtype=torch.int64), *[None] * 5)
+            answered += 1
+    return answered
+
+
+def _embeddings(teacher: OnlineTeacher) -> int:
+    embeddings: Any = teacher.model.get_input_embeddings()  # type: ignore[operator]
+    count: int = embeddings.num_embeddings
+    return count
+
+
+def _answer(
+    teacher: OnlineTeacher, rows: Any, ids: Any, other: Tensor | None, field: int,
+    k: int | None, temperature: float,
+) -> list[Tensor | None]:  # fmt: skip
+    """Nothing went wrong, and the tensors of the signal."""
+    device = teacher.head.weight.device
+    inputs = {"input_ids": ids.to(device)}
+    if other is not None:
+        inputs[FIELDS[field]] = other.to(device)
+    signal = teacher(rows.to(device), **inputs)
+    if k is None:
+        return [None, signal.hidden, *[None] * 4]
+    with torch.no_grad():
+        return [None, *vars(topk_logprobs(signal, k, temperature=temperature)).values()]
+
+
+class DistantTeacher:
+    """The teacher at the other end of a `link`, of a rank that trains: a `TeacherSource`.
+
+    LinkError: it does not answer. RuntimeError: it has refused a batch, and says why.
+    """
+
+    def __init__(self, link: Link):
+        self.link = link
+        (facts,) = link.receive(link.own_teacher, 1)
+        assert facts is not None
+        k, self.temperature, scale, softcap, embeddings = facts.tolist()
+        self.k, self.embeddings = int(k), int(embeddings)
+        self._heads: dict[torch.device, Projection] = {}
+        if not self.k:
+            weight, bias = link.receive(link.own_teacher, 2)
+            assert weight is not None
+            nothing = weight.new_empty(0, weight.shape[1])
+            self._heads[weight.device] = Projection(nothing, weight, bias, scale, softcap or None)
+
+    def __call__(self, rows: Tensor, **inputs: Any) -> Side:
+        """See `TeacherSource`."""
+        field = next((i for i, name in enumerate(FIELDS) if name in inputs), 0)
+        other = inputs.get(FIELDS[field])
+        self.link.send(
+            self.link.own_teacher, torch.tensor([field]), rows, inputs["input_ids"], other
+        )
+        refusal, *found = self.link.receive(self.link.own_teacher, 6)
+        if refusal is not None:
+            said = bytes(refusal.tolist()).decode(errors="replace")
+            raise RuntimeError(f"the teacher at {self.link.address} has no answer: {said}")
+        first = found[0]
+        assert first is not None
+        if self.k:
+            ids, logprobs, *rest = found
+            assert ids is not None
+            assert logprobs is not None
+            return moved(TopK(ids, logprobs, *rest), rows.device)
+        if rows.device not in self._heads:
+            self._heads[rows.device] = moved(next(iter(self._heads.values())), rows.device)
+        head = self._heads[rows.device]
+        return Projection(first.to(rows.device), head.weight, head.bias, head.scale, head.softcap)
+
+    def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
+        """ValueError: a token that it has no embedding of, or another temperature than its own."""
+        check_tokens(examples, self.embeddings, "teacher")
+        if self.k and temperature != self.temperature:
+            raise ValueError(
+                f"temperature={temperature}, and the teacher at {self.link.address} tells its "
+                f"likeliest tokens at {self.temperature}: expected the same"
+            )
+
+    def dismiss(self) -> None:
+        """Lets the teacher go: this student asks nothing any more."""
+        self.link.send(self.link.own_teacher, torch.tensor([-1]))
+
+    def __enter__(self) -> DistantTeacher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(LinkError):  # it has gone already, of which its last answer told
+            self.dismiss()
