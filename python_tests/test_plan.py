@@ -58,6 +58,7 @@ ON_CARDS = {
     "4, more layers": {"gpus": 4, "student": "llama-7b:5", "source": "online"},
     "2, activations kept": {"gpus": 2, "source": "online", "checkpointing": False},
     "4, lora": {"gpus": 4, "method": "lora", "source": "online", "optimizer": "adamw"},
+    "8": {"gpus": 8, "source": "online"},
     "2, opt": {"gpus": 2, "student": "opt-2.7b:5", "teacher": "opt-13b:3", "source": "online"},
     "2, gpt2": {"gpus": 2, "student": "gpt2-120m", "teacher": "gpt2-1.5b:3", "source": "online",
                 "optimizer": "adamw"},
