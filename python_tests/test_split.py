@@ -14,7 +14,9 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from several import GROUPS
 from small_models import small_model
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -258,3 +260,47 @@ def test_what_is_sent_is_the_least_that_has_to_be():
     for name, found, ideal in bench.ranks.measured(2):
         assert found.sent == pytest.approx(ideal, rel=1e-3), name
         assert (ideal == 0) == (name == "alone")
+
+
+def taken_on_rank(rank: int, ranks: int, folder: str, begin: int, end: int) -> dict[str, Tensor]:
+    """Steps `begin` to `end` of a sharded student; begun anew from what others have saved in
+    `folder`, where some are done, and saved there."""
+    mesh = DeviceMesh.from_group(GROUPS[ranks], "cpu", mesh_dim_names=("ranks",))
+    student, teacher = models()
+    projection = head_projection(student)
+    fsdp2_prepare_model(known_of(mesh), student)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-2)
+    if begin:
+        weights, states = get_state_dict(student, optimizer)
+        kept = {"weights": weights, "states": states}
+        checkpoint.load(kept, checkpoint_id=folder, process_group=GROUPS[ranks])
+        set_state_dict(
+            student, optimizer, model_state_dict=kept["weights"],
+            optim_state_dict=kept["states"],
+        )  # fmt: skip
+    for step in range(begin, end):
+        examples = trajectories(step)
+        own = split(examples, ranks, 1, step)[rank][0]
+        count = normaliser(examples, "span_mean", ranks)
+        backward(student, projection, teacher, own, False, "span_mean", count)
+        optimizer.step()
+        optimizer.zero_grad()
+    weights, states = get_state_dict(student, optimizer)
+    kept = {"weights": weights, "states": states}
+    checkpoint.save(kept, checkpoint_id=folder, process_group=GROUPS[ranks])
+    return {name: p.detach().full_tensor() for name, p in student.named_parameters()}
+
+
+def test_a_checkpoint_of_four_ranks_goes_on_in_two_and_in_three(several, tmp_path):
+    student, teacher = models()
+    projection, optimizer = head_projection(student), torch.optim.AdamW(student.parameters(), 1e-2)
+    for step in range(6):
+        backward(student, projection, teacher, trajectories(step), False, "span_mean", None)
+        optimizer.step()
+        optimizer.zero_grad()
+    folder = str(tmp_path / "checkpoint")
+    several.run(4, taken_on_rank, 4, folder, 0, 2)
+    several.run(2, taken_on_rank, 2, folder, 2, 4)
+    for found in several.run(3, taken_on_rank, 3, folder, 4, 6):
+        for name, weight in student.named_parameters():
+            torch.testing.assert_close(found[name], weight.detach(), rtol=1e-6, atol=1e-9)
