@@ -126,7 +126,7 @@ def call(student, teacher, **changed):
     options = {
         **given, "span_weights": (1.0, 0.5), "divergence": "forward_kl", "mix": 0.0,
         "temperature": 1.5, "reduction_name": "span_mean", "ce_weight": 0.3, "tail": "bucket",
-        "chunk_rows": 4, "grad_filter_eps": None, **changed,
+        "chunk_rows": 4, "grad_filter_eps": None, "group": None, **changed,
     }  # fmt: skip
 
     def there(x):
