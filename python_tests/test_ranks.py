@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard, init_device_mesh
 
 from bench.formulas import assert_as_precise
-from sadkern import Projection, TopK, span_kl, topk_logprobs
+from sadkern import Projection, TopK, projection, span_kl, topk_logprobs
 from sadkern.ranks import Ranks
 from sadkern.sides import slots
 from sadkern.span_kl import DIVERGENCES
@@ -239,6 +239,22 @@ def test_what_only_the_student_cannot_say_is_infinitely_far(several):
     assert [rank[1][0] for rank in each] == pytest.approx([-within.log().item()] * 2)
     expected = torch.cat([p[:2] - p[:2] / within, p[2:]])
     torch.testing.assert_close(torch.cat([rank[1][1] for rank in each], -1)[0], expected)
+
+
+def by_bytes_on_rank(rank: int, case: tuple) -> Any:
+    """On a device a chunk's bytes are a share of those of the weight's gradient."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "tile_bytes", lambda kind, summed: 8 * summed)
+        return on_rank(rank, 3, [case])[0]
+
+
+def test_ranks_have_as_many_chunks_whatever_their_parts(several):
+    seed = 35  # with no `chunk_rows`
+    case = (seed, "projections", "jsd", torch.float64)
+    assert made(*case).settings["chunk_rows"] is None
+    sizes = [end - begin for begin, end in itertools.pairwise(parts(3, seed))]
+    assert max(sizes) > 2 * min(sizes)
+    assert_same(case, several.run(3, by_bytes_on_rank, case), rtol=1e-9, atol=1e-12)
 
 
 def inplace_on_rank(rank: int, case: tuple) -> list[Any]:

@@ -89,10 +89,12 @@ def divergence_rows(
     of_value = [wide, wide, wide, torch.bool, wide]
     values = RowValues(*(flat_weights.new_zeros(len(flat_weights), dtype=x) for x in of_value))
     sides = 1 if isinstance(t, TopK) else 2
-    budget = tile_bytes(rows.device.type, s.summed_bytes)
-    at_once = 1
+    at_once, most, summed = 1, vocab, s.summed_bytes
     if ranks is not None:
-        s.ranks, at_once = ranks, 2
+        # All have as many chunks: as has the one with the most tokens.
+        s.ranks, at_once, most = ranks, 2, ranks.most
+        summed = summed // vocabulary(student) * most
+    budget = tile_bytes(rows.device.type, summed)
 
     def work(chunk: Tensor, tiles: Tensor, dtile: Tensor) -> Iterator[None]:
         """One chunk's; where it pauses, a message is on its way."""
@@ -119,9 +121,8 @@ def divergence_rows(
 
     with torch.autocast(rows.device.type, enabled=False):
         parts = chunks(
-            backend, rows, vocab, sides, wide, chunk_rows, budget, s.gradient_dtype, at_once,
-            vocab if ranks is None else ranks.most,
-        )  # fmt: skip
+            backend, rows, vocab, sides, wide, chunk_rows, budget, s.gradient_dtype, at_once, most
+        )
         in_turns((work(*part) for part in parts), at_once)
         s.finish(rows)
     return RowValues(*(value.view(supervised.shape) for value in values))
