@@ -280,6 +280,30 @@ def test_inplace_the_gradient_is_where_the_logits_were(several):
         assert versions > 0
 
 
+def compiled_on_rank(rank: int, case: tuple) -> list[Any]:
+    whole, cuts = made(*case), parts(2, 0)
+    own = [part(x, *cuts[rank : rank + 2]).clone() for x in whole[:2]]
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        return span_kl(
+            student, teacher, whole.span_ids, group=GROUPS[2], **whole.settings
+        ).loss  # fmt: skip
+
+    found = []
+    for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        leaf = own[0].clone().requires_grad_()
+        value = function(leaf, own[1])
+        value.backward()
+        found.append((value.detach(), leaf.grad))
+    return found
+
+
+def test_compiled_it_is_the_same(several):
+    for eager, compiled in several.run(2, compiled_on_rank, (4, "logits", "tvd", torch.float64)):
+        for got, expected in zip(compiled, eager, strict=True):
+            assert torch.equal(got, expected)
+
+
 def on_mesh(rank: int, case: tuple) -> Any:
     """With DTensors, as torch's tensor parallelism has them, and no group."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))["model"]
