@@ -33,7 +33,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench.common import versions
+from bench.common import table, versions
 from sadkern import Projection, span_kl, topk_logprobs
 
 RESULTS = Path(__file__).parent / "results" / "ranks.md"
@@ -238,19 +238,19 @@ def measured(ranks: int) -> list[tuple[str, Counted, float]]:
 
 
 def lines(found: dict[int, list[tuple[str, Counted, float]]]) -> list[tuple[str, ...]]:
-    table: list[tuple[str, ...]] = []
+    rows: list[tuple[str, ...]] = []
     for name in WAYS:
         for ranks, ways in found.items():
             one, ideal = next((x, ideal) for own, x, ideal in ways if own == name)
             if name == "alone" and ranks != min(found):
                 continue
             messages = ", ".join(f"{n} {kind}" for kind, n in sorted(one.messages.items()))
-            table.append((
+            rows.append((
                 name, "1" if name == "alone" else str(ranks), messages or "none",
                 f"{one.sent / 1e3:.0f} kB", f"{ideal / 1e3:.0f} kB",
                 f"{one.sent / ideal:.3f}" if ideal else "", f"{one.memory / 1e6:.1f} MB",
             ))  # fmt: skip
-    return table
+    return rows
 
 
 def main() -> None:
@@ -261,13 +261,13 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help=f"keep the table as {RESULTS.name}")
     arguments = parser.parse_args()
     found = {ranks: measured(ranks) for ranks in arguments.ranks}
-    table = lines(found)
+    rows = lines(found)
     shown = Table(*HEADER, box=SIMPLE_HEAD)
-    for line in table:
+    for line in rows:
         shown.add_row(*line)
     Console().print(shown)
     if arguments.write:
-        RESULTS.write_text(document(table))
+        RESULTS.write_text(document(rows))
 
 
 SAYS = f"""\
@@ -284,10 +284,9 @@ gradients and all, but no optimizer.
 """
 
 
-def document(table: list[tuple[str, ...]]) -> str:
+def document(found: list[tuple[str, ...]]) -> str:
     used = ", ".join(f"{name} {v}" for name, v in versions(["torch", "accelerate"]).items())
-    rows = [HEADER, ("---",) * len(HEADER), *table]
-    return SAYS.format(used=used) + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return SAYS.format(used=used) + "\n".join(table(HEADER, found)) + "\n"
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from rich.table import Table
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
-from bench.common import versions
+from bench.common import table, versions
 from sadkern import TopK, span_kl, topk_logprobs
 from sadkern.backends import triton as backend
 from sadkern.span_kl import DIVERGENCES
@@ -228,7 +228,7 @@ def said_versions() -> str:
     return ", ".join(f"{package} {of}" for package, of in found.items())
 
 
-def markdown(table: list[list[str]], rows: int) -> str:
+def markdown(found: list[list[str]], rows: int) -> str:
     """The table, and how to read it."""
     title, _, notes = (__doc__ or "").partition("\n")
     lines = [
@@ -236,7 +236,7 @@ def markdown(table: list[list[str]], rows: int) -> str:
         "",
         f"`python -m bench.traffic --write`, {rows} rows a call; {said_versions()}.",
         notes,
-        *(f"| {' | '.join(row)} |" for row in (HEADER, ["---"] * len(HEADER), *table)),
+        *table(HEADER, found),
     ]
     return "\n".join(lines) + "\n"
 
@@ -253,13 +253,13 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     chosen = [line for line in lines() if options.only in line.kernel]
     progress = track(chosen, "counting", console=Console(stderr=True))
-    table = [cells(line, options.rows) for line in progress]
+    found = [cells(line, options.rows) for line in progress]
     shown = Table(*HEADER, box=SIMPLE_HEAD, padding=0, title=f"bytes per entry, {said_versions()}")
-    for row in table:
+    for row in found:
         shown.add_row(*row)
     Console().print(shown)
     if options.write:
-        RESULTS.write_text(markdown(table, options.rows))
+        RESULTS.write_text(markdown(found, options.rows))
 
 
 if __name__ == "__main__":

@@ -99,9 +99,14 @@ def models() -> tuple[Any, Any]:
     return in_double(0), OnlineTeacher(in_double(1))
 
 
-def on_rank(rank: int, ranks: int, seed: int) -> dict[str, Tensor]:
+def drawn(seed: int) -> tuple[int, str]:
+    """Steps that are accumulated, and a reduction."""
     rng = random.Random(seed)
-    steps, reduction = rng.choice((1, 2, 3)), rng.choice(REDUCTIONS)
+    return rng.choice((1, 2, 3)), rng.choice(REDUCTIONS)
+
+
+def on_rank(rank: int, ranks: int, seed: int) -> dict[str, Tensor]:
+    steps, reduction = drawn(seed)
     examples = trajectories(seed)
     student, teacher = models()
     ddp = DistributedDataParallel(student, process_group=GROUPS[ranks])
@@ -125,8 +130,7 @@ def on_rank(rank: int, ranks: int, seed: int) -> dict[str, Tensor]:
 
 
 def whole(seed: int) -> dict[str, Tensor]:
-    rng = random.Random(seed)
-    reduction = (rng.choice((1, 2, 3)), rng.choice(REDUCTIONS))[1]
+    _, reduction = drawn(seed)
     examples = trajectories(seed)
     student, teacher = models()
     backward(student, head_projection(student), teacher, examples, False, reduction, None)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.common import table
 from bench.gpu.cases import FLOORS, PARTS
 
 TITLES = {
@@ -99,11 +100,6 @@ def markdown(results: Row) -> str:
             *(f"- {x['case']}: {x['why']}" for x in results["skipped"]),
         ]
     return "\n".join(lines) + "\n"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table in Markdown."""
-    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def _verdict(results: Row) -> list[str]:

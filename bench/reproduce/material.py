@@ -31,6 +31,7 @@ from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.environments.alfworld_games import game
 from sadkern.evaluate.episode import Episode, Log
 from sadkern.evaluate.play import play
+from sadkern.store.shard import write_whole
 from sadkern.teacher import OnlineTeacher
 from sadkern.teacher.build import build
 from sadkern.teacher.cached import store_for
@@ -137,6 +138,4 @@ def write_test_games(folder: Folder, games: list[dict[str, Any]]) -> None:
     """What is played is part of the run: whole or not at all."""
     folder.root.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in games]
-    begun = folder.test_games.with_suffix(".part")
-    begun.write_text("".join(lines), encoding="utf-8")
-    begun.replace(folder.test_games)
+    write_whole(folder.test_games, "".join(lines).encode())

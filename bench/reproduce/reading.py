@@ -3,6 +3,7 @@ for the rest, which takes half the steps that AdamW alone takes."""
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from bench.reproduce.study import MUON_RATE
 from sadkern.data import SpanCollator
+from sadkern.store.shard import write_whole
 
 KEPT = 100  # every so many steps what there is is kept: a run that is killed goes on from there
 BATCH, SORTED = 8, 64  # episodes of a step, of so many that are sorted by length
@@ -61,9 +63,9 @@ def read(
         bar.set_postfix(loss=f"{loss.item():.3f}")
         if (step + 1) % KEPT == 0:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            begun = kept.with_suffix(".part")
-            torch.save((step + 1, [part.state_dict() for part in parts]), begun)
-            begun.replace(kept)
+            memory = io.BytesIO()
+            torch.save((step + 1, [part.state_dict() for part in parts]), memory)
+            write_whole(kept, memory.getvalue())
 
 
 def _batches(examples: Sequence[dict[str, Any]]) -> Iterator[dict[str, torch.Tensor]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from bench.common import hardware, versions
+from bench.common import hardware, table, versions
 from bench.reproduce import material, paper
 from bench.reproduce.study import (
     ABLATED,
@@ -127,9 +127,8 @@ def _said(one: dict[str, Any], form: str = "{:.1f}") -> str:
     return f"{form.format(one['value'])} ({low} to {high})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(table(head, rows))
 
 
 def written(found: dict[str, Any]) -> str:
@@ -174,10 +173,10 @@ def written(found: dict[str, Any]) -> str:
             f"episodes each; parameters: {counts} (teacher {TEACHER.width} wide, {TEACHER.layers} "
             f"layers). {found['core hours']} core hours on {found['hardware']}. In brackets 95 % "
             "intervals over games, of each of which the seeds' mean is taken.",
-            "## Table 3\n\n" + _table([*head, "paper: success / reasoning / CoT / steps"], three),
-            f"## Table 5 ({ABLATED})\n\n" + _table([*head, "paper: success / CoT / steps"], five),
-            f"## Curriculum, and TRL ({ABLATED})\n\n" + _table([*head, ""], more),
-            "## Differences, game by game\n\n" + _table(["", *METRICS], apart),
+            "## Table 3\n\n" + _lines([*head, "paper: success / reasoning / CoT / steps"], three),
+            f"## Table 5 ({ABLATED})\n\n" + _lines([*head, "paper: success / CoT / steps"], five),
+            f"## Curriculum, and TRL ({ABLATED})\n\n" + _lines([*head, ""], more),
+            "## Differences, game by game\n\n" + _lines(["", *METRICS], apart),
         ]
     ) + "\n"  # fmt: skip
 

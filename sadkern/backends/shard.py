@@ -45,7 +45,7 @@ class Shard:
         tail: str,
         softcap: float,
     ):
-        self.raw, self.s = student, student / temperature
+        self.raw, self.s = student, _over(student, temperature)
         self.divergence, self.mix, self.temperature = divergence, mix, temperature
         self.ce_weight, self.tail, self.softcap = ce_weight, tail, softcap
         self.ranks = ranks
@@ -57,7 +57,7 @@ class Shard:
             ids = ranks.among_own(teacher.ids.long())
             self.buckets = Buckets(teacher, ids, ranks.own, student.dtype, tail)
         else:
-            self.t = teacher / temperature
+            self.t = _over(teacher, temperature)
 
     def rows(
         self, row_weights: Tensor, gradient: Tensor | None
@@ -215,6 +215,11 @@ class Shard:
 
 # Of log sum e^x the largest x is kept apart: what is left has digits that the whole would lack,
 # where logits are far from 0.
+
+
+def _over(logits: Tensor, temperature: float) -> Tensor:
+    """Themselves at 1: a tile is large, and there are two chunks of them."""
+    return logits if temperature == 1 else logits / temperature
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -141,7 +142,7 @@ def teach(
     student that sent it, and nobody else hears of it.
     """
     head = teacher.head
-    facts = [float(k or 0), temperature, head.scale, head.softcap or 0.0, _embeddings(teacher)]
+    facts = [float(k or 0), temperature, head.scale, head.softcap or 0.0, teacher.embeddings]
     for student in link.own_students:
         link.send(student, torch.tensor(facts, dtype=torch.float64))
         if k is None:
@@ -156,21 +157,14 @@ def teach(
                 continue
             rows, ids, other = link.receive(student, 3)
             try:
-                link.send(student, *_answer(teacher, rows, ids, other, int(field), k, temperature))
-            except LinkError:
-                raise
+                answer = _answer(teacher, rows, ids, other, int(field), k, temperature)
             except Exception as error:
                 logger.exception("a batch of student %d has no answer", student)
                 said = f"{type(error).__name__}: {error}".encode()
-                link.send(student, torch.tensor(list(said), dtype=torch.int64), *[None] * 5)
+                answer = [torch.tensor(list(said), dtype=torch.int64), *[None] * 5]
+            link.send(student, *answer)
             answered += 1
     return answered
-
-
-def _embeddings(teacher: OnlineTeacher) -> int:
-    embeddings: Any = teacher.model.get_input_embeddings()  # type: ignore[operator]
-    count: int = embeddings.num_embeddings
-    return count
 
 
 def _answer(
@@ -228,8 +222,7 @@ class DistantTeacher:
             return moved(TopK(ids, logprobs, *rest), rows.device)
         if rows.device not in self._heads:
             self._heads[rows.device] = moved(next(iter(self._heads.values())), rows.device)
-        head = self._heads[rows.device]
-        return Projection(first.to(rows.device), head.weight, head.bias, head.scale, head.softcap)
+        return replace(self._heads[rows.device], hidden=first.to(rows.device))
 
     def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
         """ValueError: a token that it has no embedding of, or another temperature than its own."""

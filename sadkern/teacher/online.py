@@ -50,6 +50,12 @@ class OnlineTeacher:
         """What its logits are made with, of no rows."""
         return next(iter(self._heads.values()))
 
+    @property
+    def embeddings(self) -> int:
+        """How many tokens it has an embedding of."""
+        count: int = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        return count
+
     def __call__(self, rows: Tensor, **inputs: Any) -> Projection:
         """See `TeacherSource`."""
         sequences, length = inputs["input_ids"].shape
@@ -79,8 +85,7 @@ class OnlineTeacher:
 
     def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
         """ValueError: a token that it has no embedding of."""
-        count = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        check_tokens(examples, count, "teacher")
+        check_tokens(examples, self.embeddings, "teacher")
 
 
 def check_tokens(examples: Sequence[Example], embeddings: int, whose: str) -> None:
