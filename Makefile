@@ -17,6 +17,11 @@ test: $(INSTALLED)  ## all tests but the slow ones
 slow: $(INSTALLED)  ## the slow tests: a real 135M model, the demonstration at full length
 	$(BIN)/python -m pytest -m slow -s
 
+docs: $(INSTALLED)  ## the documentation, in build/site, its links and figures checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python -m bench.figures
+	@echo "build/site/index.html"
+
 bench: $(INSTALLED)  ## speed and memory beside PyTorch, TRL and Liger, in one run, as ratios
 	$(BIN)/python -m pytest bench/bench_*.py --benchmark-enable --benchmark-columns=median,iqr,rounds -q
 
@@ -30,14 +35,14 @@ lint: $(INSTALLED)  ## style and types
 	$(BIN)/mypy
 
 clean:  ## remove what was built and installed
-	rm -rf $(VENV) build *.egg-info sadkern/_C*.so
+	rm -rf $(VENV) build *.egg-info sadkern/_C*.so sadkern/_cuda*.so
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard csrc/*.* csrc/*/*.*)
 	@$(PYTHON) -c 'import ensurepip, sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "sadkern needs Python 3.10 or newer with venv (Debian, Ubuntu: apt install python3-venv); got $$($(PYTHON) --version 2>&1)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,test,lint]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[train,test,docs,lint]'
 	touch $@
 
-.PHONY: help demo test slow bench gpu lint clean
+.PHONY: help demo test slow docs bench gpu lint clean

@@ -17,19 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sadkern.demo.hardware import hardware
+
 Run = Callable[[], object]
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "trl", "liger-kernel")
-
-
-def hardware() -> str:
-    """The processor's name and the number of threads in use."""
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return f"{names[0] if names else 'unknown processor'}, {torch.get_num_threads()} threads"
 
 
 def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
 from rich.table import Table
 from tokenizers import ByteLevelBPETokenizer
@@ -29,6 +30,7 @@ from transformers import (
     set_seed,
 )
 
+from sadkern.demo.hardware import hardware
 from sadkern.evaluate import Comparison, compare
 from sadkern.train import SADConfig, SADTrainer, load_trajectories, prepare
 from sadkern.train.progress import RichProgress
@@ -91,6 +93,8 @@ def main(output_dir: Path, seed: int) -> dict[str, Any]:
 
     figures = {
         "seed": seed,
+        "hardware": hardware(),
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "before": asdict(before),
         "after": asdict(after),
         "seconds": round(time.perf_counter() - start, 1),

@@ -51,8 +51,9 @@ class SADTrainer(Trainer):
             device, or with FSDP shared among ranks as the student is, unless it is spread over
             devices already; or any `TeacherSource`.
         args: a `SADConfig`.
-        train_dataset, eval_dataset: trajectories, each a mapping with a "text" (segmented and
+        train_dataset: trajectories, each a mapping with a "text" (segmented and
             tokenised here) or with "input_ids" and "span_ids".
+        eval_dataset: likewise.
         processing_class: the tokenizer; a fast one.
         peft_config: a `peft.LoraConfig` or the like: adapters are trained in place of the weights.
 
