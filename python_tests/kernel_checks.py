@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import torch
 from precision import DIVERGENCES, logits, ours, plain
 from test_buckets import likely
@@ -111,3 +113,27 @@ def far_rows(backend):
     assert torch.equal(far, expected)
     far.copy_(t)
     assert torch.equal(topk_logprobs(far, 3, backend=backend).ids, found.ids)
+
+
+def launched_where_tensors_are(backend, monkeypatch, watch):
+    """Kernels are launched on the current device: it is that of their tensors meanwhile.
+    `watch(launching)` has `launching` called at every launch. Returns how many there were."""
+    current, launches = [], []
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor.shape)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    watch(lambda: launches.append(current[:]))
+    s, t = logits("random", 64, torch.bfloat16, rows=3)
+    leaf = s.clone().requires_grad_()
+    (2 * span_kl(leaf, t, torch.tensor([1, 2, 0]), backend=backend).loss).backward()
+    teacher = topk_logprobs(t, 5, backend=backend)
+    if backend == "triton":
+        span_kl(s, teacher, torch.tensor([1, 2, 0]), backend=backend)
+    assert launches
+    assert all(at == [s.shape] for at in launches)
+    return len(launches)

@@ -6,11 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cuda_shim
 import pytest
 import torch
-from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows, precision_of_logits
+from kernel_checks import (
+    LAYOUTS,
+    any_layout,
+    everything_at_once,
+    far_rows,
+    launched_where_tensors_are,
+    precision_of_logits,
+)
 from precision import CASES, DIVERGENCES, HALVES, logits, ours
 from test_topk import check_selection
 
@@ -136,6 +144,19 @@ def test_rows_that_end_within_a_vector(inplace):
         assert torch.equal(leaf.grad, expected.grad)
     found = topk_logprobs(wide[1][:, :301], 300, backend="cuda")
     assert torch.equal(found.logprobs, topk_logprobs(t, 300, backend="cuda").logprobs)
+
+
+def test_kernels_are_launched_where_their_tensors_are(monkeypatch):
+    core = cuda.core()
+
+    def watch(launching):
+        def watched(kernel):
+            return lambda **arguments: (launching(), getattr(core, kernel)(**arguments))
+
+        kernels = {name: watched(name) for name in ("span_kl", "topk")}
+        monkeypatch.setattr(cuda, "core", lambda: SimpleNamespace(**kernels))
+
+    assert launched_where_tensors_are("cuda", monkeypatch, watch) == 2
 
 
 def test_rows_beyond_two_to_the_31st_entry():

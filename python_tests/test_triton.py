@@ -8,7 +8,14 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows, precision_of_logits
+from kernel_checks import (
+    LAYOUTS,
+    any_layout,
+    everything_at_once,
+    far_rows,
+    launched_where_tensors_are,
+    precision_of_logits,
+)
 from precision import (
     CASES,
     DIVERGENCES,
@@ -22,6 +29,7 @@ from test_topk import check_selection
 from bench.formulas import assert_as_precise
 from bench.traffic import counted
 from sadkern import backends, span_kl, topk_logprobs
+from sadkern.backends import triton as backend
 from sadkern.backends.triton import divergence as of
 from sadkern.backends.triton import plans
 from sadkern.backends.triton import row as rows
@@ -182,6 +190,22 @@ def test_scaled_loss_scales_its_gradient(teacher, dtype):
     torch.testing.assert_close(
         gradients[1], (3 * gradients[0].float()).to(dtype), rtol=rtol, atol=0
     )
+
+
+def test_kernels_are_launched_where_their_tensors_are(monkeypatch):
+    class Watched:
+        def __init__(self, kernel, launching):
+            self.kernel, self.launching = kernel, launching
+
+        def __getitem__(self, grid):
+            self.launching()
+            return self.kernel[grid]
+
+    def watch(launching):
+        for module in (backend.span_kl, backend.span_kl_topk, backend.topk, backend.scale):
+            monkeypatch.setattr(module, "kernel", Watched(module.kernel, launching))
+
+    assert launched_where_tensors_are("triton", monkeypatch, watch) == 4
 
 
 def test_rows_beyond_two_to_the_31st_entry():
