@@ -301,8 +301,9 @@ def _check(
             f"teacher{name} has shape {list(tensor.shape)}, expected {[*sizes, last]} as the "
             "student's"
         )
-    if span_ids.dtype.is_floating_point or span_ids.dtype in (torch.bool, torch.complex64):
-        raise ValueError(f"span_ids has dtype {span_ids.dtype}, expected integers")
+    kind = span_ids.dtype
+    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        raise ValueError(f"span_ids has dtype {kind}, expected integers")
     if rows is not None and (rows.ndim != 1 or rows.dtype != torch.int64):
         raise ValueError(f"rows is {rows.dtype} {list(rows.shape)}, expected torch.int64 ['M']")
     if labels is not None and labels.dtype != torch.int64:
