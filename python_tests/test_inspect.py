@@ -81,6 +81,11 @@ def test_counts_of_tokens(path, tmp_path):
         assert found["spans"][name]["total"] == sum(x.span_ids.count(kind) for x in made)
         assert found["truncated"][name] == sum(x.truncated[kind] for x in made)
     assert sum(found["truncated"].values()) > 0
+    whole = [len(align(segment(record), tokenizer).input_ids) for record in RECORDS]
+    assert found["trajectory_length"]["total"] == sum(whole) > sum(len(x.input_ids) for x in made)
+    assert found["trajectory_length"]["max"] == max(whole)
+    supervised = sum(map(bool, (kind for x in made for kind in x.span_ids)))
+    assert found["supervised_share"] == pytest.approx(supervised / sum(whole))
     assert (found["straddled"], found["uncovered"]) == (0, 0)
 
 

@@ -236,7 +236,7 @@ def _measured(found: Segmentation, tokenizer: Any, max_length: int | None, into:
         elif kind:
             group.lengths[kind].append(1)
         last = kind
-    group.totals.append(len(aligned.input_ids) + sum(aligned.truncated.values()))
+    group.totals.append(aligned.length)
     into.truncated.update(aligned.truncated)
     into.straddled += aligned.straddled
     into.uncovered += aligned.uncovered
