@@ -136,7 +136,7 @@ def check_packs(model: nn.Module) -> None:
     """
     count = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     head, device = output_head(model), _device(model)
-    places = torch.tensor([[0, 1, 0, 1, 2]], device=device)
+    positions = torch.tensor([[0, 1, 0, 1, 2]], device=device)
     ids = (torch.arange(10, device=device).view(2, 5) + 1) % count
     ids[1, 2:] = ids[0, 2:]  # two packs, of which the second trajectory is the same
 
@@ -149,7 +149,7 @@ def check_packs(model: nn.Module) -> None:
         for masked in (False, True):
             _masked[head] = masked
             with torch.no_grad(), suppress(ValueError, TypeError, RuntimeError):
-                first, second = (hidden(x[None], position_ids=places) for x in ids)
+                first, second = (hidden(x[None], position_ids=positions) for x in ids)
                 alone = hidden(ids[:1, 2:])
                 # What stands before changes nothing at all, what it is changes the rounding.
                 if torch.equal(first, second) and (
@@ -166,9 +166,9 @@ def check_packs(model: nn.Module) -> None:
 
 def _run(model: nn.Module, inputs: dict[str, Any]) -> Any:
     """The model's forward; the only place where it is called."""
-    places = inputs.get("position_ids")
-    if places is not None and _masked.get(output_head(model), False):
-        pack = (places == 0).cumsum(-1)
+    positions = inputs.get("position_ids")
+    if positions is not None and _masked.get(output_head(model), False):
+        pack = (positions == 0).cumsum(-1)
         own = (pack[:, :, None] == pack[:, None]).tril()[:, None]
         if _unwrapped(model).config._attn_implementation == "eager":  # which adds it
             least = torch.finfo(torch.float32).min

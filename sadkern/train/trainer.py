@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from sadkern.data import SpanCollator, inputs_of, places, prepare
+from sadkern.data import SpanCollator, inputs_of, prepare, trajectory_of
 from sadkern.forward import check_packs, output_head, supervised_loss
 from sadkern.sides import Projection, Side, first_tensor, moved
 from sadkern.span_kl import SpanLoss, span_kl
@@ -198,7 +198,7 @@ class SADTrainer(Trainer):
             if not self.args.contrast_weight or not isinstance(student, Projection):
                 return out.loss
             term = span_contrast(
-                student.hidden, kinds, places(**inputs_of(inputs))[rows],
+                student.hidden, kinds, trajectory_of(**inputs_of(inputs))[rows],
                 self.args.contrast_temperature,
             )  # fmt: skip
             extra["contrast"] = term.detach()
@@ -217,7 +217,7 @@ class SADTrainer(Trainer):
         # On a device the look would make the host wait; there the meter's sums tell, when logged.
         if out.per_token.device.type == "cpu" and not out.per_token.isfinite().all():
             row = inputs["rows"][~out.per_token.isfinite()][0]
-            which = places(**inputs_of(inputs))
+            which = trajectory_of(**inputs_of(inputs))
             token = (which[:row] == which[row]).sum()
             raise FloatingPointError(
                 f"step {self.state.global_step}: the divergence of trajectory {which[row]} of the "
@@ -284,7 +284,7 @@ class SADTrainer(Trainer):
             # Ranks' last batches are filled up with trajectories that another one has already.
             own = ends.remainder - self.args.process_index * self.args.eval_batch_size
             rows = inputs["rows"]
-            inputs = {**inputs, "rows": rows[places(**inputs_of(inputs))[rows] < own]}
+            inputs = {**inputs, "rows": rows[trajectory_of(**inputs_of(inputs))[rows] < own]}
         with torch.no_grad():
             loss = self.compute_loss(model, inputs)
         return loss, None, None
