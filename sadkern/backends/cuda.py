@@ -35,7 +35,6 @@ except ImportError as error:
 
 
 LONGEST_PART, MOST_BLOCKS = 32768, 8  # as csrc/cuda/launch.h has them
-MOST_TOKENS = 1024  # of a top-k
 
 
 def missing() -> str:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from sadkern.backends import reference
-from sadkern.backends.kernels import addressed, contiguous, empty_values, refuses, rows_of
+from sadkern.backends.kernels import (
+    MOST_TOKENS,
+    addressed,
+    contiguous,
+    empty_values,
+    refuses,
+    rows_of,
+)
 from sadkern.backends.reference import RowValues, empty
 from sadkern.backends.triton import plans, row, scale, span_kl, span_kl_topk, topk
 from sadkern.sides import TopK, empty_topk
@@ -20,7 +27,6 @@ from sadkern.sides import TopK, empty_topk
 __all__ = ["divergence_rows", "empty", "scale_", "serves", "topk_rows"]
 
 INTERPRETED = row.INTERPRETED.value
-MOST_TOKENS = 1024  # of a top-k teacher: they are held in registers
 # As the interpreter computes: products and sums are rounded each, where a kernel says no other.
 OPTIONS = {"enable_fp_fusion": False}
 
@@ -118,7 +124,7 @@ def _span_kl_topk(
     common: dict[str, Any],
 ) -> None:
     k, vocab = teacher.ids.shape[-1], s.shape[-1]
-    if k > MOST_TOKENS:
+    if k > MOST_TOKENS:  # they are held in registers
         raise ValueError(
             f"teacher.ids has {k} tokens a row, expected at most {MOST_TOKENS} for backend='triton'"
         )
