@@ -125,7 +125,8 @@ def span_kl(
         rows: int64 `[M]`, the places of the supervised rows in `span_ids.flatten()`, where they are
             known already: with projections on a device nobody then waits to count them.
         chunk_rows: supervised rows whose logits exist at a time; None takes as many as fit 64 MiB
-            for both sides' (256 MiB on CUDA). Without a projection it says nothing.
+            for both sides' (on CUDA 256 MiB, or half of what the weight's gradient is summed up in,
+            if that is more). Without a projection it says nothing.
         grad_filter_eps: leaves out of the two products of a `Projection`'s backward pass the tokens
             whose logits' gradient is, in all rows of a chunk, at most this times the largest row
             weight r of the chunk. What is missing from the gradient of a hidden state is then at

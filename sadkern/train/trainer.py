@@ -13,11 +13,12 @@ from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
 from sadkern.data import SpanCollator, inputs_of, prepare, trajectory_of
-from sadkern.forward import check_packs, output_head, supervised_loss
+from sadkern.forward import check_packs, embeddings, output_head, supervised_loss
 from sadkern.sides import Projection, Side, first_tensor, moved
 from sadkern.span_kl import SpanLoss, span_kl
 from sadkern.teacher import OnlineTeacher, TeacherSource
 from sadkern.teacher.ahead import SIGNAL, Ahead
+from sadkern.teacher.load import placed
 from sadkern.teacher.online import check_tokens
 from sadkern.teacher.source import Expectant
 from sadkern.train.config import SADConfig
@@ -90,8 +91,8 @@ class SADTrainer(Trainer):
         output_head(model)
         self._projection = projection_of(model) if args.projection else None
         if isinstance(teacher_model, nn.Module):
-            if getattr(teacher_model, "hf_device_map", None) is None and not args.fsdp:
-                teacher_model.to(args.device)
+            if not args.fsdp:
+                teacher_model = placed(teacher_model, args.device)
             teacher_model = OnlineTeacher(teacher_model)
         self.teacher: TeacherSource = teacher_model
         if args.padding_free:
@@ -118,8 +119,7 @@ class SADTrainer(Trainer):
                 resegmented(example, segmentation, args.seed)
                 for example in prepare(records, processing_class, **args.reading())
             ]
-            embeddings: Any = model.get_input_embeddings().num_embeddings
-            check_tokens(ready, embeddings, "student")
+            check_tokens(ready, embeddings(model), "student")
             if isinstance(self.teacher, Expectant):
                 self.teacher.expect(ready, tokenizer=processing_class, temperature=args.temperature)
             return ready
