@@ -112,6 +112,7 @@ def far_rows(backend):
     assert torch.equal(span_kl(far, t, ids, inplace=True, backend=backend).loss, out.loss)
     assert torch.equal(far, expected)
     far.copy_(t)
+    assert torch.equal(span_kl(s, far, ids, backend=backend).loss, out.loss)
     assert torch.equal(topk_logprobs(far, 3, backend=backend).ids, found.ids)
 
 
