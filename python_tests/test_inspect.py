@@ -10,11 +10,10 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from command import sadkern
 from small_models import small_tokenizer
-from test_profiles import chat
-from typer.testing import CliRunner
+from transcripts import chat
 
-from sadkern.cli import app
 from sadkern.inspect import survey
 from sadkern.inspect.overlay import in_terminal
 from sadkern.inspect.survey import summary
@@ -40,7 +39,7 @@ def path(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["inspect", *map(str, arguments)])
+    return sadkern("inspect", *arguments)
 
 
 def unwrapped(text):

@@ -8,9 +8,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from held import likely
 from kernel_checks import (
     LAYOUTS,
     any_layout,
+    check_selection,
+    check_ties,
     everything_at_once,
     far_rows,
     launched_where_tensors_are,
@@ -20,11 +23,10 @@ from precision import (
     CASES,
     DIVERGENCES,
     HALVES,
+    PAIRS,
     logits,
     ours,
 )
-from test_buckets import PAIRS, likely
-from test_topk import check_selection
 
 from bench.formulas import assert_as_precise
 from bench.traffic import counted
@@ -124,13 +126,7 @@ def test_more_that_reach_the_bound_than_are_ranked(k, way):
         -(columns % 7) / 1.0,
     ]).to(dtype)  # fmt: skip
     k = min(k, vocab)
-    ids = torch.sort(x, dim=-1, descending=True, stable=True).indices[:, :k]
-    found = topk_logprobs(x, k, backend="triton")
-    assert torch.equal(found.ids.long(), ids)
-    p = x.double().softmax(-1)
-    torch.testing.assert_close(
-        found.tail_mass.double(), p.scatter(-1, ids, 0.0).sum(-1), rtol=1e-5, atol=1e-7
-    )
+    check_ties(x, k, topk_logprobs(x, k, backend="triton"))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
