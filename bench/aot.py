@@ -32,6 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from bench.aot_cuda import kernels
+from bench.common import table
 from bench.machine_code import Usage, resources
 from sadkern.backends import cuda
 from sadkern.backends import triton as backend
@@ -187,11 +188,11 @@ def described(case: Case) -> dict[str, Any]:
     }
 
 
-def markdown(table: list[dict[str, Any]]) -> str:
+def markdown(found: list[dict[str, Any]]) -> str:
     """What differs only in divergence, tail, K and options is one line: the most any takes."""
-    chips = list(dict.fromkeys(row["chip"] for row in table))
+    chips = list(dict.fromkeys(row["chip"] for row in found))
     groups: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
-    for row in table:
+    for row in found:
         key = tuple(row[name] for name in ("kernel", "logits", "rows"))
         groups.setdefault(key, {}).setdefault(row["chip"], []).append(row)
 
@@ -213,11 +214,9 @@ def markdown(table: list[dict[str, Any]]) -> str:
         "tiles of so many entries, and are read once; others are swept, tile by tile. Of the CUDA",
         "kernels the shared memory is that of the longest rows.",
         "",
-        f"| kernel | logits | rows | {' | '.join(chips)} |",
-        "|---|---|---|" + "---|" * len(chips),
-        *(
-            f"| {' | '.join([*key, *(cell(of.get(chip, [])) for chip in chips)])} |"
-            for key, of in groups.items()
+        *table(
+            ["kernel", "logits", "rows", *chips],
+            ([*key, *(cell(of.get(chip, [])) for chip in chips)] for key, of in groups.items()),
         ),
     ]
     return "\n".join(lines) + "\n"
@@ -239,13 +238,13 @@ def main(arguments: list[str] | None = None) -> int:
         usages = list(track(made, "compiling", total=len(everything), console=console))
     found = [(described(x), x.capability, y) for x, y in zip(everything, usages, strict=True)]
     found += [one for one in kernels() if one[1] in chips]
-    table = [{**row, **usage._asdict()} for row, _, usage in found]
+    rows = [{**row, **usage._asdict()} for row, _, usage in found]
     refused = [f"{row}: {why}" for row, chip, usage in found if (why := usage.refused(chip))]
     if options.write:
-        RESULTS.write_text(markdown(table))
+        RESULTS.write_text(markdown(rows))
     if options.json:
-        print(json.dumps(table))
-    print(*refused, f"{len(table)} kernels, {len(refused)} refused", sep="\n", file=sys.stderr)
+        print(json.dumps(rows))
+    print(*refused, f"{len(rows)} kernels, {len(refused)} refused", sep="\n", file=sys.stderr)
     return int(bool(refused) and options.check)
 
 

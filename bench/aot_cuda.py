@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.machine_code import Usage, resources
 from sadkern.backends import cuda
+from sadkern.backends.kernels import MOST_TOKENS
 from sadkern.span_kl import DIVERGENCES
 
 CHIPS = {"sm_80": (8, 0), "sm_86": (8, 6), "sm_89": (8, 9), "sm_90a": (9, 0)}
@@ -39,7 +40,7 @@ def kernels() -> Iterator[tuple[dict[str, Any], tuple[int, int], Usage]]:
                 "rows": "on chip" + ("" if aligned == "1" else ", by entries") + ", 32 warps",
                 "divergence": DIVERGENCES[int(number)] if number else None,
                 "tail": None,
-                "k": None if number else cuda.MOST_TOKENS,
+                "k": None if number else MOST_TOKENS,
                 "labels, softcap": True if number else None,
             }
             yield row, CHIPS[chip[1]], usage

@@ -55,6 +55,12 @@ def coarse_in_torch(lq: Tensor, teacher: TopK, tail: str) -> tuple[Tensor, Tenso
     return torch.cat([lq.gather(-1, ids), outside], -1), torch.cat([lp, lp_tail], -1)
 
 
+def eager_topk(student: Tensor, teacher: TopK) -> Tensor:
+    """[]: mean forward KL over the teacher's tokens and a bucket of all others."""
+    lq, lp = coarse_in_torch(F.log_softmax(student, -1), teacher, "bucket")
+    return (lp.exp() * (lp - lq)).sum(-1).mean()
+
+
 def assert_as_precise(
     got: Tensor,
     exact: Tensor,

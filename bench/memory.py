@@ -1,6 +1,6 @@
 """How much memory a call takes beside what was there before: its peak, in a process of its own.
 
-    python -m bench.memory bench.bench_projection liger 2048x32000
+    python -m bench.memory bench.bench_projection Liger 2048x32000
 
 prints bytes. The module has `runs(workload)`, named calls on their inputs, and `WARM_UP`, a small
 workload that loads what is loaded late.

@@ -18,14 +18,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from bench.common import versions
+from bench.common import table, versions
 from bench.peers import LOSSES, step_of
 from sadkern.plan import Setting, estimate
 from sadkern.plan.estimate import compared
+from sadkern.plan.show import GIB
 from sadkern.plan.track import tracked
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
-GIB = 1 << 30
 LORA: dict[str, Any] = {"method": "lora", "optimizer": "adamw", "in_backward": False}
 SHARED: dict[str, Any] = {"source": "online", "fsdp": True, "in_backward": False}
 WAYS: dict[str, dict[str, Any]] = {
@@ -66,19 +66,14 @@ def rows(student: str, teacher: str, progress: Progress) -> list[dict[str, Any]]
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| 13B -> 7B | a card's batch | planned | tracked | " + " | ".join(LOSSES) + " |",
-        "|---|---|---|---|" + "---|" * len(LOSSES),
-    ]
+    lines = []
     for row in found:
         sizes = [row, *(row.get("others", {}).get(name, {}) for name in LOSSES)]
         told = [f"{size['tracked'] / GIB:.1f}" if size else "" for size in sizes]
-        lines.append(
-            f"| {row['way']} | {row['batch']} x {row['seq_len']} | {row['planned'] / GIB:.1f} | "
-            + " | ".join(told)
-            + " |"
-        )
-    return "\n".join(lines) + "\n"
+        shape = f"{row['batch']} x {row['seq_len']}"
+        lines.append([row["way"], shape, f"{row['planned'] / GIB:.1f}", *told])
+    head = ["13B -> 7B", "a card's batch", "planned", "tracked", *LOSSES]
+    return "\n".join(table(head, lines)) + "\n"
 
 
 def off(row: dict[str, Any]) -> bool:

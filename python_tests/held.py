@@ -35,6 +35,14 @@ def make(kind, rows, vocab, generator, *, width=6, softcap=4.0, k=5, dtype=torch
     return Projection(normal(*rows, width), weight, normal(vocab), 1.3, softcap)
 
 
+def likely(teacher, k):
+    """The TopK of `teacher` [N, V] in plain PyTorch, in fp32."""
+    lp = teacher.double().log_softmax(-1)
+    values, ids = lp.topk(k, -1)
+    mass = lp.exp().scatter(-1, ids, 0.0).sum(-1)
+    return TopK(ids.int(), values.float(), mass.float())
+
+
 def mapped(side, f):
     """The same side of `f` of its tensors; a TopK is what it is."""
     if isinstance(side, TopK):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
-from precision import DIVERGENCES, logits, ours, plain
-from test_buckets import likely
+from contextlib import contextmanager
 
-from bench.formulas import assert_as_precise
+import torch
+import torch.nn.functional as F
+from held import IDS, WEIGHTS, generator, gradients, in_dtype, leaf, leaves, likely
+from precision import DIVERGENCES, logits, ours, plain
+
+from bench.formulas import assert_as_precise, coarse_in_torch, divergence_of_logs, logits_in_torch
 from sadkern import TopK, span_kl, topk_logprobs
 
 LAYOUTS = ("sliced", "transposed", "odd offset", "odd rows", "entries", "4d")
@@ -47,7 +50,7 @@ def everything_at_once(backend, vocab, dtype, teacher, inplace):
         "token_weights": torch.rand(3, 4),
     }  # fmt: skip
     results = []
-    for name, wanted in ((backend, dtype), ("reference", torch.float64)):
+    for name, wanted in ((backend, dtype), ("reference", torch.float64), ("reference", dtype)):
         leaf = wide.to(wanted).view(3, 4, -1).requires_grad_()
         other = t.to(wanted) if isinstance(t, torch.Tensor) else t
         out = span_kl(
@@ -55,13 +58,12 @@ def everything_at_once(backend, vocab, dtype, teacher, inplace):
         )
         out.loss.backward()
         results.append((out, leaf.grad))
-    (got, gradient), (exact, exact_gradient) = results
+    (got, gradient), (exact, exact_gradient), (torchs, _) = results
     for field in (
         "loss", "span_loss", "per_token", "cross_entropy", "teacher_entropy", "tail_mass",
     ):  # fmt: skip
-        torch.testing.assert_close(
-            getattr(got, field).double(), getattr(exact, field), rtol=2e-6, atol=2e-6
-        )
+        values = (getattr(x, field) for x in (got, exact, torchs))
+        assert_as_precise(*values, torch.float32, what=field)
     assert torch.equal(got.agreement, exact.agreement)
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(gradient.double(), exact_gradient, rtol=eps + 1e-5, atol=1e-7)
@@ -110,4 +112,98 @@ def far_rows(backend):
     assert torch.equal(span_kl(far, t, ids, inplace=True, backend=backend).loss, out.loss)
     assert torch.equal(far, expected)
     far.copy_(t)
+    assert torch.equal(span_kl(s, far, ids, backend=backend).loss, out.loss)
     assert torch.equal(topk_logprobs(far, 3, backend=backend).ids, found.ids)
+
+
+def launched_where_tensors_are(backend, monkeypatch, watch):
+    """Kernels are launched on the current device: it is that of their tensors meanwhile.
+    `watch(launching)` has `launching` called at every launch. Returns how many there were."""
+    current, launches = [], []
+
+    @contextmanager
+    def device_of(tensor):
+        current.append(tensor.shape)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    watch(lambda: launches.append(current[:]))
+    s, t = logits("random", 64, torch.bfloat16, rows=3)
+    leaf = s.clone().requires_grad_()
+    (2 * span_kl(leaf, t, torch.tensor([1, 2, 0]), backend=backend).loss).backward()
+    teacher = topk_logprobs(t, 5, backend=backend)
+    if backend == "triton":
+        span_kl(s, teacher, torch.tensor([1, 2, 0]), backend=backend)
+    assert launches
+    assert all(at == [s.shape] for at in launches)
+    return len(launches)
+
+
+def check_selection(x, k, found, temperature=1.0):
+    """Against a stable sort, and float64."""
+    ids = torch.sort(x.double(), dim=-1, descending=True, stable=True).indices[..., :k]
+    assert torch.equal(found.ids.long(), ids)
+    lp = (x.double() / temperature).log_softmax(-1)
+    plain = (x.float() / temperature).log_softmax(-1)
+    exact = {
+        "logprobs": (lp.gather(-1, ids), plain.gather(-1, ids)),
+        "tail_mass": tuple(y.exp().scatter(-1, ids, 0).sum(-1) for y in (lp, plain)),
+        "entropy": tuple(-torch.where(y.exp() > 0, y.exp() * y, 0.0).sum(-1) for y in (lp, plain)),
+        "lse": tuple((y / temperature).logsumexp(-1) for y in (x.double(), x.float())),
+    }
+    for name, (truth, torchs) in exact.items():
+        assert_as_precise(getattr(found, name), truth, torchs, torch.float32)
+
+
+def check_ties(x, k, found):
+    """Against a stable sort, and what that leaves."""
+    ids = torch.sort(x, dim=-1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(found.ids.long(), ids)
+    p = x.double().softmax(-1)
+    torch.testing.assert_close(
+        found.tail_mass.double(), p.scatter(-1, ids, 0.0).sum(-1), rtol=1e-5, atol=1e-7
+    )
+
+
+def loss_in_torch(student, teacher, ids, labels, weights, name, mix, tail, temperature, ce_weight):
+    """The whole formula as one would write it, with `reduction="sum"`; autograd does the rest."""
+    raw = logits_in_torch(student)
+    lq = F.log_softmax(raw / temperature, -1)
+    if isinstance(teacher, TopK):
+        lq, lp = coarse_in_torch(lq, teacher, tail)
+    else:
+        lp = F.log_softmax(logits_in_torch(teacher).to(raw.dtype) / temperature, -1)
+    value = divergence_of_logs(lq, lp, name, mix)
+    hard = F.cross_entropy(raw.flatten(0, -2), labels.flatten(), reduction="none").view_as(value)
+    return ((ids != 0) * weights.to(value.dtype) * (value + ce_weight * hard)).sum()
+
+
+def check_gradients(student, teacher, name, *, tail="bucket", temperature=1.0, backend="native",
+                    ids=IDS, weights=WEIGHTS):  # fmt: skip
+    """Of every tensor of the student: error against float64 <= 2x the same in PyTorch + eps."""
+    divergence, mix = DIVERGENCES[name]
+    vocab = logits_in_torch(student).shape[-1]
+    labels = torch.randint(0, vocab, ids.shape, generator=generator(9))
+    labels[0, 0] = -100
+
+    def in_torch(dtype):
+        s = leaf(student, dtype)
+        t = in_dtype(teacher, dtype)
+        loss_in_torch(
+            s, t, ids, labels, weights, divergence, mix, tail, temperature, 0.3
+        ).backward()
+        return gradients(s)
+
+    got = leaf(student)
+    span_kl(
+        got, teacher, ids, divergence=divergence, beta=mix, skew=mix, reduction="sum", tail=tail,
+        temperature=temperature, token_weights=weights, labels=labels, ce_weight=0.3,
+        chunk_rows=4, backend=backend,
+    ).loss.backward()  # fmt: skip
+    dtype = leaves(student)[0].dtype
+    for mine, exact, torchs in zip(
+        gradients(got), in_torch(torch.float64), in_torch(dtype), strict=True
+    ):
+        assert mine.dtype == dtype
+        assert_as_precise(mine, exact, torchs, dtype)

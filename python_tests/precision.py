@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from bench.formulas import divergence_of_logs
 from sadkern import span_kl
+from sadkern.span_kl import TAILS
 
 BACKENDS = ["reference", "native", "triton"]
 HALVES = [torch.bfloat16, torch.float16]
@@ -24,6 +25,12 @@ DIVERGENCES = {  # name -> (divergence, its parameter)
     "skew_reverse_kl": ("skew_reverse_kl", 0.1),
     "tvd": ("tvd", 0.0),
 }
+PAIRS = [  # a divergence and a tail
+    (name, tail)
+    for name in DIVERGENCES
+    for tail in TAILS
+    if (name, tail) != ("reverse_kl", "renormalize")  # is infinite and refused
+]
 
 
 def divergence_in_torch(student, teacher, name, mix):

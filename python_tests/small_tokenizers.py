@@ -6,9 +6,9 @@ import json
 from functools import cache
 from itertools import accumulate, groupby
 
-from test_profiles import labelled
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import trainers as trainers_of
+from transcripts import labelled
 from transformers import PreTrainedTokenizerFast
 
 from sadkern.spans import align

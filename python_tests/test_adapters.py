@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel
 from small_models import small_model
-from test_train import trainer_for
+from small_trainers import trainer_for
 from transformers import AutoModelForCausalLM
 
 from sadkern.train import SADConfig, SADTrainer

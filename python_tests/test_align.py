@@ -13,7 +13,8 @@ from small_tokenizers import (
     metaspace,
     token_kinds,
 )
-from test_profiles import CASES, labelled
+from test_profiles import CASES
+from transcripts import labelled
 
 from sadkern.spans import ACT, REASON, Segmentation, align, segment
 

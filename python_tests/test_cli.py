@@ -9,19 +9,13 @@ import shutil
 
 import pytest
 import torch
+from command import sadkern
 from peft import PeftModel
 from small_models import RECORDS, small_model, small_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from typer.testing import CliRunner
 
 from sadkern import __version__
-from sadkern.cli import app
 from sadkern.train.script import last_checkpoint
-
-
-def sadkern(*arguments: object):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

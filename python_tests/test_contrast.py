@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 from small_models import small_model
-from test_train import trainer_for
+from small_trainers import trainer_for
 
-from sadkern.data import SpanCollator, inputs_of, places
+from sadkern.data import SpanCollator, inputs_of, trajectory_of
 from sadkern.forward import supervised_hidden
 from sadkern.train import SADConfig
 from sadkern.train.contrast import span_contrast
@@ -71,7 +71,7 @@ def test_it_joins_the_loss_with_its_weight(tmp_path, examples, packed):
     batch = SpanCollator(0)(examples)
     hidden = supervised_hidden(student, batch["rows"], **inputs_of(batch)).detach().double()
     kinds = batch["span_ids"].flatten()[batch["rows"]]
-    own = places(**inputs_of(batch))[batch["rows"]]
+    own = trajectory_of(**inputs_of(batch))[batch["rows"]]
     expected = plainly(hidden, kinds, own, 0.2)
     trainer = trainer_for(
         tmp_path, student, small_model(1), examples, contrast_weight=0.3, contrast_temperature=0.2,

@@ -6,13 +6,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cuda_shim
 import pytest
 import torch
-from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows, precision_of_logits
+from kernel_checks import (
+    LAYOUTS,
+    any_layout,
+    check_selection,
+    check_ties,
+    everything_at_once,
+    far_rows,
+    launched_where_tensors_are,
+    precision_of_logits,
+)
 from precision import CASES, DIVERGENCES, HALVES, logits, ours
-from test_topk import check_selection
 
 from sadkern import span_kl, topk_logprobs
 from sadkern.backends import cuda, gpu, reference
@@ -94,13 +103,7 @@ def test_more_that_reach_the_bound_than_are_ranked(vocab, k):
         torch.where(columns % 2 == 0, 0.0, -0.0),
     ]).to(BF16)  # fmt: skip
     x = x if vocab < 10000 else x[1:3]
-    ids = torch.sort(x, dim=-1, descending=True, stable=True).indices[:, :k]
-    found = topk_logprobs(x, k, backend="cuda")
-    assert torch.equal(found.ids.long(), ids)
-    p = x.double().softmax(-1)
-    torch.testing.assert_close(
-        found.tail_mass.double(), p.scatter(-1, ids, 0.0).sum(-1), rtol=1e-5, atol=1e-7
-    )
+    check_ties(x, k, topk_logprobs(x, k, backend="cuda"))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -136,6 +139,19 @@ def test_rows_that_end_within_a_vector(inplace):
         assert torch.equal(leaf.grad, expected.grad)
     found = topk_logprobs(wide[1][:, :301], 300, backend="cuda")
     assert torch.equal(found.logprobs, topk_logprobs(t, 300, backend="cuda").logprobs)
+
+
+def test_kernels_are_launched_where_their_tensors_are(monkeypatch):
+    core = cuda.core()
+
+    def watch(launching):
+        def watched(kernel):
+            return lambda **arguments: (launching(), getattr(core, kernel)(**arguments))
+
+        kernels = {name: watched(name) for name in ("span_kl", "topk")}
+        monkeypatch.setattr(cuda, "core", lambda: SimpleNamespace(**kernels))
+
+    assert launched_where_tensors_are("cuda", monkeypatch, watch) == 2
 
 
 def test_rows_beyond_two_to_the_31st_entry():

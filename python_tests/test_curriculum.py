@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import small_model
-from test_train import trainer_for
+from small_trainers import trainer_for
 
 from sadkern.curriculum import PACINGS, CurriculumSampler, difficulty
 from sadkern.teacher import CachedTeacher, HardLabels, OnlineTeacher, mean_entropies

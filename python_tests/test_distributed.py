@@ -12,7 +12,7 @@ from signal import SIGTERM
 import pytest
 import torch
 from small_models import small_model
-from test_train import assert_same, plainly, trainer_for
+from small_trainers import assert_same, plainly, trainer_for
 
 from sadkern.train.script import last_checkpoint
 
@@ -21,7 +21,7 @@ import os, sys, torch
 from pathlib import Path
 from transformers import LlamaForCausalLM
 sys.path.insert(0, sys.argv[1])
-from test_train import trainer_for
+from small_trainers import trainer_for
 here, rank = Path(__file__).parent, int(os.environ["RANK"])
 student, teacher = (LlamaForCausalLM.from_pretrained(here / s) for s in ("student", "teacher"))
 examples = torch.load(here / "examples.pt")

@@ -32,6 +32,7 @@ def call(student=S, teacher=S, span_ids=IDS, **options):
         ),
         ({"teacher": S[:1]}, r"teacher has shape \[1, 3, 7\], expected \[2, 3, 'V'\]"),
         ({"span_ids": IDS.float()}, "span_ids has dtype torch.float32, expected integers"),
+        ({"span_ids": IDS.to(torch.complex128)}, "dtype torch.complex128, expected integers"),
         ({"span_ids": IDS[0]}, r"span_ids has shape \[3\], expected \[2, 3\]"),
         ({"span_ids": IDS + 1}, r"span_ids\[0, 1\] is 3, expected 0 to 2"),
         ({"span_ids": IDS - 1}, r"span_ids\[0, 2\] is -1, expected 0 to 2"),

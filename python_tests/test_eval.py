@@ -7,12 +7,11 @@ import re
 
 import pytest
 import torch
+from command import sadkern
 from small_models import small_model, small_tokenizer
 from test_agent import QUESTIONS
 from transformers import AutoModelForCausalLM
-from typer.testing import CliRunner
 
-from sadkern.cli import app
 from sadkern.data import prepare
 from sadkern.evaluate import script
 from sadkern.evaluate.environments.hotpotqa import HotPotQA
@@ -72,10 +71,6 @@ def test_an_interrupted_run_goes_on(tmp_path, games):
     assert all("Action: Finish[" in line["text"] for line in kept)
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, [str(x) for x in arguments])
-
-
 def by_whole_logits(student, teacher, episode):
     """KL of REASON and of ACT, None where there is none."""
     (example,) = prepare([{"text": episode.text}], small_tokenizer())
@@ -97,7 +92,7 @@ def test_the_commands(tmp_path, games):
     script.run(Knowing(), tasks, tmp_path / "teacher")
     common = ("--model", tmp_path / "model", "--env", "hotpotqa", "--games", games,
               "--max-turns", 2, "--max-new-tokens", 8)  # fmt: skip
-    done = run("eval", *common, "--output", tmp_path / "out", "--teacher", tmp_path / "teacher")
+    done = sadkern("eval", *common, "--output", tmp_path / "out", "--teacher", tmp_path / "teacher")
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out" / script.SCORES).read_text())
     scores = found["scores"]["hotpotqa"]
@@ -110,7 +105,7 @@ def test_the_commands(tmp_path, games):
     small_model(1).save_pretrained(tmp_path / "other")
     small_tokenizer().save_pretrained(tmp_path / "other")
     for teacher in ("model", "other"):
-        done = run("eval", *common, "--output", tmp_path / "out", "--teacher-model",
+        done = sadkern("eval", *common, "--output", tmp_path / "out", "--teacher-model",
                    tmp_path / teacher)  # fmt: skip
         assert done.exit_code == 0, done.output
         scores = json.loads((tmp_path / "out" / script.SCORES).read_text())["scores"]["hotpotqa"]
@@ -123,7 +118,7 @@ def test_the_commands(tmp_path, games):
             assert scores[name]["episodes"] == len(values) > 0
             assert scores[name]["value"] == pytest.approx(sum(values) / len(values), abs=1e-5)
     assert scores["reason KL"]["value"] > 0.01
-    done = run("generate", *common, "--output", tmp_path / "kept", "--samples", 2)
+    done = sadkern("generate", *common, "--output", tmp_path / "kept", "--samples", 2)
     assert done.exit_code == 0, done.output
     assert "0 of 6 succeeded" in done.output
     assert len(Log(tmp_path / "kept" / script.LOG).episodes) == 6
@@ -159,6 +154,6 @@ def test_shipped_prompts_are_episodes_as_the_agent_writes_them(env, tmp_path):
     ],
 )
 def test_what_is_wrong_is_said(tmp_path, arguments, said):
-    done = run("eval", "--model", tmp_path / "none", "--output", tmp_path / "out", *arguments)
+    done = sadkern("eval", "--model", tmp_path / "none", "--output", tmp_path / "out", *arguments)
     assert done.exit_code == 2
     assert said in done.output

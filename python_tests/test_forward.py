@@ -26,6 +26,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from bench.formulas import logits_in_torch
 from sadkern.forward import (
     head_projection,
     output_head,
@@ -33,7 +34,6 @@ from sadkern.forward import (
     supervised_logits,
     supervised_loss,
 )
-from sadkern.sides import Projection
 from sadkern.span_kl import span_kl
 from sadkern.teacher import OnlineTeacher
 
@@ -88,13 +88,6 @@ def batch() -> dict[str, torch.Tensor]:
 ROWS = torch.tensor([2, 3, 7, 9, 13])  # the flattened [2 * 9], none of them padding
 
 
-def logits_of(side: Projection) -> torch.Tensor:
-    """By the formula of its docstring."""
-    x = side.hidden @ side.weight.T + (0 if side.bias is None else side.bias)
-    x = x * side.scale
-    return x if side.softcap is None else side.softcap * torch.tanh(x / side.softcap)
-
-
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
@@ -139,7 +132,7 @@ def test_a_projection_is_what_the_whole_forward_does(name, batch):
     model = MODELS[name]().double().eval()
     whole = model(**batch).logits.flatten(0, 1)[ROWS]
     hidden = supervised_hidden(model, ROWS, **batch)
-    ours = logits_of(replace(head_projection(model), hidden=hidden))
+    ours = logits_in_torch(replace(head_projection(model), hidden=hidden))
     torch.testing.assert_close(ours, whole, rtol=1e-9, atol=1e-12)
     head_projection(model.bfloat16())  # told apart from a wrong head in any dtype
 
@@ -170,7 +163,7 @@ def test_a_bias_of_the_head_is_found(batch):
     whole = model(**batch).logits.flatten(0, 1)[ROWS]
     found = replace(head_projection(model), hidden=supervised_hidden(model, ROWS, **batch))
     assert found.bias is not None
-    torch.testing.assert_close(logits_of(found), whole, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(logits_in_torch(found), whole, rtol=1e-9, atol=1e-12)
 
 
 class Shifted(LlamaForCausalLM):
@@ -258,7 +251,7 @@ def test_the_online_teacher_is_frozen_in_eval_mode_and_without_gradient(batch):
     model.transformer.drop.p = 0.5
     model.train()
     teacher = OnlineTeacher(model)
-    first, second = (logits_of(teacher(ROWS, **batch)) for _ in range(2))
+    first, second = (logits_in_torch(teacher(ROWS, **batch)) for _ in range(2))
     assert torch.equal(first, second)  # no dropout
     torch.testing.assert_close(first, model(**batch).logits.flatten(0, 1)[ROWS])
     assert not first.requires_grad

@@ -72,6 +72,14 @@ def test_what_is_no_question_is_named(tmp_path):
         list(questions(path))
 
 
+def test_questions_are_read_as_trajectories_are(tmp_path):
+    """Compressed whatever the name says, with a byte order mark, an empty line left out."""
+    path = tmp_path / "some.jsonl"
+    path.write_bytes(gzip.compress(f"\ufeff{json.dumps(QUESTION)}\n\n".encode()))
+    (read,) = questions(path)
+    assert read.task == QUESTION["id"]
+
+
 @pytest.mark.skipif(not REAL.exists(), reason="the shared data is not here")
 def test_a_perfect_agent_on_real_questions():
     """It reads the paragraphs that hold the facts, and knows the answer."""

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from command import sadkern
 from pyarrow import parquet
 from small_models import small_tokenizer
-from typer.testing import CliRunner
 
-from sadkern.cli import app
 from sadkern.store import Identity, IdentityError, Store, content_key, tokenizer_identity
 from sadkern.store.care import verify
 from sadkern.teacher import CachedTeacher, MissingError
@@ -141,10 +140,6 @@ def capture(tmp_path):
     """A parquet file of DistillKit and what it writes beside it."""
     (tmp_path / "compression_config.yaml").write_text(yaml.safe_dump(SMALL))
     return write_parquet(tmp_path / "data_0.parquet", [small_row()])
-
-
-def sadkern(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
 def ask(path, tokens, positions):

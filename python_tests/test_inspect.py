@@ -10,11 +10,10 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from command import sadkern
 from small_models import small_tokenizer
-from test_profiles import chat
-from typer.testing import CliRunner
+from transcripts import chat
 
-from sadkern.cli import app
 from sadkern.inspect import survey
 from sadkern.inspect.overlay import in_terminal
 from sadkern.inspect.survey import summary
@@ -40,7 +39,7 @@ def path(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["inspect", *map(str, arguments)])
+    return sadkern("inspect", *arguments)
 
 
 def unwrapped(text):
@@ -81,6 +80,11 @@ def test_counts_of_tokens(path, tmp_path):
         assert found["spans"][name]["total"] == sum(x.span_ids.count(kind) for x in made)
         assert found["truncated"][name] == sum(x.truncated[kind] for x in made)
     assert sum(found["truncated"].values()) > 0
+    whole = [len(align(segment(record), tokenizer).input_ids) for record in RECORDS]
+    assert found["trajectory_length"]["total"] == sum(whole) > sum(len(x.input_ids) for x in made)
+    assert found["trajectory_length"]["max"] == max(whole)
+    supervised = sum(map(bool, (kind for x in made for kind in x.span_ids)))
+    assert found["supervised_share"] == pytest.approx(supervised / sum(whole))
     assert (found["straddled"], found["uncovered"]) == (0, 0)
 
 
@@ -101,7 +105,7 @@ def test_lines_that_are_no_trajectory_are_named_and_the_rest_goes_on(path):
     shown = run(path)
     assert shown.exit_code == 1
     said = unwrapped(shown.stdout)
-    assert f"errorat{path}:5:Invalidcontrolcharacter" in said or "Unterminatedstring" in said
+    assert unwrapped(f"error at {path}:5: Invalid control character") in said
 
 
 def test_samples_are_shown_in_colour(path):
@@ -109,10 +113,11 @@ def test_samples_are_shown_in_colour(path):
     coloured = {str(span.style): text.plain[span.start : span.end] for span in text.spans[1::2]}
     assert text.plain == RECORDS[0]["text"]
     assert coloured == {"bold blue": "abcd", "bold red": "hij"}
-    done = run(path, "--samples", 1, "--seed", 3)
-    assert "kitchen: " in done.stdout
-    assert "Thought: abcd" in done.stdout or "nothing of the kind" in done.stdout
-    assert "shop: z (chat)" in done.stdout
+    for seed, drawn, left in ((0, "kitchen: x (fireact)", "y"), (3, "kitchen: y (None)", "x")):
+        done = run(path, "--samples", 1, "--seed", seed)
+        assert drawn in done.stdout
+        assert f"kitchen: {left}" not in done.stdout
+        assert "shop: z (chat)" in done.stdout
     assert "Thought" not in run(path, "--samples", 0).stdout
 
 

@@ -11,8 +11,8 @@ from contextlib import nullcontext
 import pytest
 import torch
 from held import IDS, WEIGHTS, generator, in_dtype, make
+from kernel_checks import check_gradients
 from precision import DIVERGENCES
-from test_sides import check_gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sadkern import Projection, TopK, backends, ops, projection, sides, tiles

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 from small_models import small_model
+from small_trainers import assert_same, plainly, trainer_for
 from test_forward import MODELS, SIZES, V, gradients
-from test_train import assert_same, plainly, trainer_for
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sadkern import span_kl

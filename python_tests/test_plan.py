@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import sadkern
 from small_models import RECORDS, small_model, small_tokenizer
 from torch import nn
 from torch.distributed._tools.common_utils import get_untyped_storages
 from transformers import LlamaConfig
-from typer.testing import CliRunner
 
 from bench.peers import step_of
-from sadkern.cli import app
 from sadkern.plan import Setting, estimate, largest_batch, models, show
 from sadkern.plan.estimate import _states, compared, counted
 from sadkern.plan.track import FourBit, tracked
@@ -237,7 +236,7 @@ def test_bf16_weights_rounded_stochastically_learn_as_fp32_ones_do(tmp_path):
 
 
 def run(*arguments):
-    return CliRunner().invoke(app, ["plan", *arguments])
+    return sadkern("plan", *arguments)
 
 
 def test_the_command_says_what_fits():

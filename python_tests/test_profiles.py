@@ -1,22 +1,11 @@
 """Every profile that comes along, on transcripts written for it, and profiles of one's own."""
 
 import pytest
+from transcripts import chat, labelled
 
 from sadkern.spans import ACT, PROFILES, REASON, Marker, Profile, load_profile, segment
 
 R, A = REASON, ACT
-
-
-def labelled(found):
-    return [(kind, found.text[start:end]) for start, end, kind in found.spans]
-
-
-def chat(*turns):
-    """A chat of alternating user and model turns, the user first."""
-    return [
-        {"role": "user" if i % 2 == 0 else "assistant", "content": content}
-        for i, content in enumerate(turns)
-    ]
 
 
 PAPER = [

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console
 from small_models import small_model
-from test_train import trainer_for
+from small_trainers import trainer_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

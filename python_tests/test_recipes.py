@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command import sadkern
 from small_models import RECORDS, V, small_model, small_tokenizer
-from test_cli import sadkern
 from transformers import GPT2Config, GPT2LMHeadModel, OPTConfig, OPTForCausalLM
 
 RECIPES = Path(__file__).resolve().parents[1] / "examples" / "recipes"

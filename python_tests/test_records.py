@@ -6,8 +6,8 @@ import gzip
 import json
 
 import pytest
-from test_profiles import chat, labelled
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transcripts import chat, labelled
 from transformers import PreTrainedTokenizerFast
 
 from sadkern.spans import ACT, REASON, align, segment

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import RECORDS, small_model, small_tokenizer
-from test_train import repeatable, trainer_for
+from small_trainers import repeatable, trainer_for
 from transformers import TrainerCallback
 
 from sadkern.data import prepare

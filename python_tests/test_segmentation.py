@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from small_models import small_model
-from test_train import assert_same, plainly, trainer_for
+from small_trainers import assert_same, plainly, trainer_for
 
 from sadkern.teacher import HardLabels
 from sadkern.train import SADConfig

@@ -4,72 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from held import (
     COMBINATIONS,
     IDS,
     STUDENTS,
     TEACHERS,
-    WEIGHTS,
     generator,
     gradients,
     in_dtype,
     leaf,
-    leaves,
     make,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_checks import check_gradients
 from precision import (
     BACKENDS,
     DIVERGENCES,
+    PAIRS,
 )
 
-from bench.formulas import assert_as_precise, coarse_in_torch, divergence_of_logs, logits_in_torch
-from sadkern import Projection, TopK, span_kl
-
-
-def loss_in_torch(student, teacher, ids, labels, weights, name, mix, tail, temperature, ce_weight):
-    """The whole formula as one would write it, with `reduction="sum"`; autograd does the rest."""
-    raw = logits_in_torch(student)
-    lq = F.log_softmax(raw / temperature, -1)
-    if isinstance(teacher, TopK):
-        lq, lp = coarse_in_torch(lq, teacher, tail)
-    else:
-        lp = F.log_softmax(logits_in_torch(teacher).to(raw.dtype) / temperature, -1)
-    value = divergence_of_logs(lq, lp, name, mix)
-    hard = F.cross_entropy(raw.flatten(0, -2), labels.flatten(), reduction="none").view_as(value)
-    return ((ids != 0) * weights.to(value.dtype) * (value + ce_weight * hard)).sum()
-
-
-def check_gradients(student, teacher, name, *, tail="bucket", temperature=1.0, backend="native",
-                    ids=IDS, weights=WEIGHTS):  # fmt: skip
-    """Of every tensor of the student: error against float64 <= 2x the same in PyTorch + eps."""
-    divergence, mix = DIVERGENCES[name]
-    vocab = logits_in_torch(student).shape[-1]
-    labels = torch.randint(0, vocab, ids.shape, generator=generator(9))
-    labels[0, 0] = -100
-
-    def in_torch(dtype):
-        s = leaf(student, dtype)
-        t = in_dtype(teacher, dtype)
-        loss_in_torch(
-            s, t, ids, labels, weights, divergence, mix, tail, temperature, 0.3
-        ).backward()
-        return gradients(s)
-
-    got = leaf(student)
-    span_kl(
-        got, teacher, ids, divergence=divergence, beta=mix, skew=mix, reduction="sum", tail=tail,
-        temperature=temperature, token_weights=weights, labels=labels, ce_weight=0.3,
-        chunk_rows=4, backend=backend,
-    ).loss.backward()  # fmt: skip
-    dtype = leaves(student)[0].dtype
-    for mine, exact, torchs in zip(
-        gradients(got), in_torch(torch.float64), in_torch(dtype), strict=True
-    ):
-        assert mine.dtype == dtype
-        assert_as_precise(mine, exact, torchs, dtype)
+from bench.formulas import logits_in_torch
+from sadkern import Projection, span_kl
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -86,12 +42,7 @@ def test_gradients_of_every_combination(student, teacher, name, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("name", "tail"),
-    [
-        (name, tail)
-        for name in DIVERGENCES
-        for tail in ("renormalize", "none")
-        if (name, tail) != ("reverse_kl", "renormalize")  # is infinite and refused
-    ],
+    [(name, tail) for name, tail in PAIRS if tail != "bucket"],
 )
 @pytest.mark.parametrize("student", STUDENTS)
 def test_gradients_of_every_tail(student, name, tail, backend):
@@ -146,6 +97,11 @@ def test_logits_of_half_precision_weights_are_not_rounded():
     assert (rounded - exact).norm() / exact.norm() > 10 * error
 
 
+# Of what is summed up over vocabulary and rows, at most. (PyTorch's own error, the measure of the
+# precision rule, may be none by chance where there is but a row.)
+ROUNDINGS = 20
+
+
 @st.composite
 def calls(draw):
     """Any call: shapes, spans, kinds, dtypes, K, tails, settings."""
@@ -186,9 +142,10 @@ def test_any_call_agrees_with_the_reference_in_float64(call):
     exact = leaf(student, torch.float64)
     truth = span_kl(exact, in_dtype(teacher, torch.float64), ids, backend="reference", **options)
     truth.loss.backward()
+    eps = ROUNDINGS * torch.finfo(torch.float32).eps
     for field in ("loss", "span_loss", "per_token", "teacher_entropy", "tail_mass"):
         torch.testing.assert_close(
-            getattr(out, field).double(), getattr(truth, field), rtol=2e-5, atol=2e-5
+            getattr(out, field).double(), getattr(truth, field), rtol=eps, atol=eps
         )
     assert torch.equal(out.span_count, truth.span_count)
     if options["tail"] != "none":
@@ -197,5 +154,5 @@ def test_any_call_agrees_with_the_reference_in_float64(call):
         eps = torch.finfo(mine.dtype).eps
         atol = eps * max(1.0, expected.abs().max().item())
         if mine.dtype is torch.float32:
-            atol *= 40  # sums over vocabulary and rows
+            atol *= ROUNDINGS
         torch.testing.assert_close(mine.double(), expected, rtol=2 * eps, atol=atol)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_tokenizers import TOKENIZERS, Pieces, assert_round_trip, byte_level, metaspace
-from test_profiles import chat, labelled
+from transcripts import chat, labelled
 
 from sadkern.spans import ACT, PROFILES, REASON, Span, align, segment
 

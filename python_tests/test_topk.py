@@ -7,6 +7,7 @@ import torch
 from held import make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_checks import check_selection
 from precision import (
     BACKENDS,
     HALVES,
@@ -14,27 +15,11 @@ from precision import (
     ours,
 )
 
-from bench.formulas import assert_as_precise, logits_in_torch
+from bench.formulas import logits_in_torch
 from sadkern import Projection, TopK, sample_logprobs, span_kl, topk_logprobs
 from sadkern.span_kl import TAILS
 
 # The selection.
-
-
-def check_selection(x, k, found, temperature=1.0):
-    """Against a stable sort, and float64."""
-    ids = torch.sort(x.double(), dim=-1, descending=True, stable=True).indices[..., :k]
-    assert torch.equal(found.ids.long(), ids)
-    lp = (x.double() / temperature).log_softmax(-1)
-    plain = (x.float() / temperature).log_softmax(-1)
-    exact = {
-        "logprobs": (lp.gather(-1, ids), plain.gather(-1, ids)),
-        "tail_mass": tuple(y.exp().scatter(-1, ids, 0).sum(-1) for y in (lp, plain)),
-        "entropy": tuple(-torch.where(y.exp() > 0, y.exp() * y, 0.0).sum(-1) for y in (lp, plain)),
-        "lse": tuple((y / temperature).logsumexp(-1) for y in (x.double(), x.float())),
-    }
-    for name, (truth, torchs) in exact.items():
-        assert_as_precise(getattr(found, name), truth, torchs, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])

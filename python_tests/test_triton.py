@@ -8,20 +8,30 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from kernel_checks import LAYOUTS, any_layout, everything_at_once, far_rows, precision_of_logits
+from held import likely
+from kernel_checks import (
+    LAYOUTS,
+    any_layout,
+    check_selection,
+    check_ties,
+    everything_at_once,
+    far_rows,
+    launched_where_tensors_are,
+    precision_of_logits,
+)
 from precision import (
     CASES,
     DIVERGENCES,
     HALVES,
+    PAIRS,
     logits,
     ours,
 )
-from test_buckets import PAIRS, likely
-from test_topk import check_selection
 
 from bench.formulas import assert_as_precise
 from bench.traffic import counted
 from sadkern import backends, span_kl, topk_logprobs
+from sadkern.backends import triton as backend
 from sadkern.backends.triton import divergence as of
 from sadkern.backends.triton import plans
 from sadkern.backends.triton import row as rows
@@ -116,13 +126,7 @@ def test_more_that_reach_the_bound_than_are_ranked(k, way):
         -(columns % 7) / 1.0,
     ]).to(dtype)  # fmt: skip
     k = min(k, vocab)
-    ids = torch.sort(x, dim=-1, descending=True, stable=True).indices[:, :k]
-    found = topk_logprobs(x, k, backend="triton")
-    assert torch.equal(found.ids.long(), ids)
-    p = x.double().softmax(-1)
-    torch.testing.assert_close(
-        found.tail_mass.double(), p.scatter(-1, ids, 0.0).sum(-1), rtol=1e-5, atol=1e-7
-    )
+    check_ties(x, k, topk_logprobs(x, k, backend="triton"))
 
 
 @pytest.mark.parametrize("inplace", [False, True])
@@ -182,6 +186,22 @@ def test_scaled_loss_scales_its_gradient(teacher, dtype):
     torch.testing.assert_close(
         gradients[1], (3 * gradients[0].float()).to(dtype), rtol=rtol, atol=0
     )
+
+
+def test_kernels_are_launched_where_their_tensors_are(monkeypatch):
+    class Watched:
+        def __init__(self, kernel, launching):
+            self.kernel, self.launching = kernel, launching
+
+        def __getitem__(self, grid):
+            self.launching()
+            return self.kernel[grid]
+
+    def watch(launching):
+        for module in (backend.span_kl, backend.span_kl_topk, backend.topk, backend.scale):
+            monkeypatch.setattr(module, "kernel", Watched(module.kernel, launching))
+
+    assert launched_where_tensors_are("triton", monkeypatch, watch) == 4
 
 
 def test_rows_beyond_two_to_the_31st_entry():

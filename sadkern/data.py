@@ -148,7 +148,7 @@ def inputs_of(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: batch[name] for name in INPUTS if name in batch}
 
 
-def places(input_ids: Tensor, position_ids: Tensor | None = None, **_: Any) -> Tensor:
+def trajectory_of(input_ids: Tensor, position_ids: Tensor | None = None, **_: Any) -> Tensor:
     """`[B * T]`: which trajectory of the batch each row is of."""
     if position_ids is not None:
         return (position_ids.flatten() == 0).cumsum(0) - 1

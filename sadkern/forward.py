@@ -115,7 +115,7 @@ def head_projection(model: nn.Module) -> Projection:
             raise ValueError(f"the head of {name} is no plain linear layer: {refuse}")
         with _head_replaced(head, lambda hidden: given.to(hidden.device).expand(1, 1, -1)):
             token = torch.zeros(1, 1, dtype=torch.int64, device=_device(model))
-            made = model(input_ids=token, use_cache=False).logits.flatten().double().cpu()
+            made = _run(model, {"input_ids": token}).logits.flatten().double().cpu()
     scale, most = (made[0] / given[0]).item(), made.max().item()
     softcap = most if most < 0.99 * abs(scale) * given.max() else None
     expected = scale * given
@@ -134,10 +134,9 @@ def check_packs(model: nn.Module) -> None:
     Tried, not looked up: most models do so where position_ids begin anew, others (OPT) need a mask
     of all pairs of tokens.
     """
-    count = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     head, device = output_head(model), _device(model)
-    places = torch.tensor([[0, 1, 0, 1, 2]], device=device)
-    ids = (torch.arange(10, device=device).view(2, 5) + 1) % count
+    positions = torch.tensor([[0, 1, 0, 1, 2]], device=device)
+    ids = (torch.arange(10, device=device).view(2, 5) + 1) % embeddings(model)
     ids[1, 2:] = ids[0, 2:]  # two packs, of which the second trajectory is the same
 
     def hidden(ids: Tensor, **more: Tensor) -> Tensor:
@@ -149,7 +148,7 @@ def check_packs(model: nn.Module) -> None:
         for masked in (False, True):
             _masked[head] = masked
             with torch.no_grad(), suppress(ValueError, TypeError, RuntimeError):
-                first, second = (hidden(x[None], position_ids=places) for x in ids)
+                first, second = (hidden(x[None], position_ids=positions) for x in ids)
                 alone = hidden(ids[:1, 2:])
                 # What stands before changes nothing at all, what it is changes the rounding.
                 if torch.equal(first, second) and (
@@ -166,9 +165,9 @@ def check_packs(model: nn.Module) -> None:
 
 def _run(model: nn.Module, inputs: dict[str, Any]) -> Any:
     """The model's forward; the only place where it is called."""
-    places = inputs.get("position_ids")
-    if places is not None and _masked.get(output_head(model), False):
-        pack = (places == 0).cumsum(-1)
+    positions = inputs.get("position_ids")
+    if positions is not None and _masked.get(output_head(model), False):
+        pack = (positions == 0).cumsum(-1)
         own = (pack[:, :, None] == pack[:, None]).tril()[:, None]
         if _unwrapped(model).config._attn_implementation == "eager":  # which adds it
             least = torch.finfo(torch.float32).min
@@ -188,6 +187,11 @@ def output_head(model: nn.Module) -> nn.Module:
             "expected a causal language model"
         )
     return head
+
+
+def embeddings(model: nn.Module) -> int:
+    """How many tokens it has an embedding of."""
+    return _unwrapped(model).get_input_embeddings().num_embeddings
 
 
 def _unwrapped(model: nn.Module) -> Any:

@@ -125,7 +125,8 @@ def span_kl(
         rows: int64 `[M]`, the places of the supervised rows in `span_ids.flatten()`, where they are
             known already: with projections on a device nobody then waits to count them.
         chunk_rows: supervised rows whose logits exist at a time; None takes as many as fit 64 MiB
-            for both sides' (256 MiB on CUDA). Without a projection it says nothing.
+            for both sides' (on CUDA 256 MiB, or half of what the weight's gradient is summed up in,
+            if that is more). Without a projection it says nothing.
         grad_filter_eps: leaves out of the two products of a `Projection`'s backward pass the tokens
             whose logits' gradient is, in all rows of a chunk, at most this times the largest row
             weight r of the chunk. What is missing from the gradient of a hidden state is then at
@@ -301,8 +302,9 @@ def _check(
             f"teacher{name} has shape {list(tensor.shape)}, expected {[*sizes, last]} as the "
             "student's"
         )
-    if span_ids.dtype.is_floating_point or span_ids.dtype in (torch.bool, torch.complex64):
-        raise ValueError(f"span_ids has dtype {span_ids.dtype}, expected integers")
+    kind = span_ids.dtype
+    if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+        raise ValueError(f"span_ids has dtype {kind}, expected integers")
     if rows is not None and (rows.ndim != 1 or rows.dtype != torch.int64):
         raise ValueError(f"rows is {rows.dtype} {list(rows.shape)}, expected torch.int64 ['M']")
     if labels is not None and labels.dtype != torch.int64:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from sadkern import ops, sides
+from sadkern.backends.kernels import MOST_TOKENS
 from sadkern.sides import Projection, TopK
-
-MOST = 1024
 
 
 def topk_logprobs(
@@ -52,8 +51,10 @@ def topk_logprobs(
     """
     _check(source, temperature, chunk_rows)
     vocab = sides.vocabulary(source)
-    if not 1 <= k <= min(vocab, MOST):
-        raise ValueError(f"k={k}: expected 1 to {min(vocab, MOST)} for a vocabulary of {vocab}")
+    if not 1 <= k <= min(vocab, MOST_TOKENS):
+        raise ValueError(
+            f"k={k}: expected 1 to {min(vocab, MOST_TOKENS)} for a vocabulary of {vocab}"
+        )
     found = TopK(*ops.topk(*sides.pack(source), k, temperature, chunk_rows, backend))
     return _finite(found)
 

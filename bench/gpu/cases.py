@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.common import Run, copying, name_of
-from bench.gpu.problems import BETA, eager, eager_topk
+from bench.formulas import eager_topk
+from bench.gpu.problems import BETA, eager
 from sadkern import Projection, backends, span_kl, topk_logprobs
 from sadkern.projection import tile_bytes
 

@@ -166,9 +166,9 @@ def _checks(scope: Scope, backend: str, device: torch.device) -> Iterator[Check]
     rows, said = scope.rows_of, f"on {backend}"
 
     def of(
-        part: str, name: str, check: Any, vocab: int, dtype: torch.dtype, make: Any, of: str = ""
+        part: str, name: str, check: Any, vocab: int, dtype: torch.dtype, make: Any, like: str = ""
     ) -> Iterator[Check]:
-        if taken(backend, of or part, vocab, dtype, device):
+        if taken(backend, like or part, vocab, dtype, device):
             named = f"{name} {name_of(dtype)}, {said}"
             yield Check(part, named, partial(check, make, dtype, backend, device))
 
@@ -202,4 +202,4 @@ def _checks(scope: Scope, backend: str, device: torch.device) -> Iterator[Check]
         yield from of(part, "determinism", check_same_bits, vocab, dtype, make)
         if backend in ("triton", "cuda"):
             said_of = f"{part} waits for nothing,"
-            yield from of(WAITING, said_of, check_nothing_waits, vocab, dtype, make, of=part)
+            yield from of(WAITING, said_of, check_nothing_waits, vocab, dtype, make, like=part)

@@ -6,7 +6,6 @@ The formulas are both what kernels are compared with and what they compete with.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from bench.formulas import coarse_in_torch, divergence_of_logs, logits_in_torch
 from sadkern import Projection, TopK, span_kl, topk_logprobs
-from sadkern.sides import Side, slots
+from sadkern.sides import Side, each, slots
 
 BETA, SKEW = 0.5, 0.1
 WIDTHS = (48, 64)  # D of the projections that are checked
@@ -41,8 +40,8 @@ class Problem:
             options = {**self.options, "labels": labels.to(to)}
         return replace(
             self,
-            student=_mapped(self.student, partial(_to, to)),
-            teacher=_mapped(self.teacher, partial(_to, to)),
+            student=each(self.student, partial(_to, to)),
+            teacher=each(self.teacher, partial(_to, to)),
             options=options,
         )
 
@@ -57,20 +56,13 @@ def _to(to: torch.device | torch.dtype, x: Tensor) -> Tensor:
     return x.to(to) if isinstance(to, torch.device) or x.is_floating_point() else x
 
 
-def _mapped(side: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(side, Tensor):
-        return change(side)
-    changed = {name: change(x) for name, x in vars(side).items() if isinstance(x, Tensor)}
-    return replace(side, **changed)
-
-
 def span_ids(rows: int, device: torch.device) -> Tensor:
     """[N]: both spans, and every fifth row of none."""
     return torch.arange(1, rows + 1, device=device) % 5 % 3
 
 
 def leaf(side: Any) -> tuple[Any, list[Tensor]]:
-    made = _mapped(side, lambda x: x.detach().clone().requires_grad_())
+    made = each(side, lambda x: x.detach().clone().requires_grad_())
     return made, [x for x in slots(made) if x is not None]
 
 
@@ -95,14 +87,14 @@ def said_by_torch(problem: Problem) -> dict[str, Tensor]:
     def possible(x: Tensor) -> Tensor:
         return x.clamp(min=torch.finfo(x.dtype).min / 4) if x.is_floating_point() else x
 
-    student, leaves = leaf(_mapped(problem.student, possible))
+    student, leaves = leaf(each(problem.student, possible))
     options, temperature = problem.options, problem.options.get("temperature", 1.0)
     raw = logits_in_torch(student)
     lq = (raw / temperature).log_softmax(-1)
     if isinstance(problem.teacher, TopK):
         lq, lp = coarse_in_torch(lq, problem.teacher, options.get("tail", "bucket"))
     else:
-        lp = (logits_in_torch(_mapped(problem.teacher, possible)) / temperature).log_softmax(-1)
+        lp = (logits_in_torch(each(problem.teacher, possible)) / temperature).log_softmax(-1)
     supervised = span_ids(problem.rows, raw.device) != 0
     mix = SKEW if problem.divergence.startswith("skew") else BETA
     value = divergence_of_logs(lq, lp, problem.divergence, mix)
@@ -132,12 +124,6 @@ def eager(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
         return kl(lp, lq)
     lm = torch.logaddexp(lq + math.log(1 - BETA), lp + math.log(BETA))
     return BETA * kl(lp, lm) + (1 - BETA) * kl(lq, lm)
-
-
-def eager_topk(student: Tensor, teacher: TopK) -> Tensor:
-    """[]: mean forward KL over the teacher's tokens and a bucket of all others."""
-    lq, lp = coarse_in_torch(F.log_softmax(student, -1), teacher, "bucket")
-    return (lp.exp() * (lp - lq)).sum(-1).mean()
 
 
 def logit_pair(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

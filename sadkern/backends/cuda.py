@@ -35,7 +35,6 @@ except ImportError as error:
 
 
 LONGEST_PART, MOST_BLOCKS = 32768, 8  # as csrc/cuda/launch.h has them
-MOST_TOKENS = 1024  # of a top-k
 
 
 def missing() -> str:
@@ -91,13 +90,13 @@ def divergence_rows(
     """As `reference.divergence_rows`, of full distributions. ValueError: a row does not fit."""
     if isinstance(teacher, TopK):
         raise ValueError("backend='cuda' takes full teachers, got a TopK: expected triton or auto")
-    sizes, device = student.shape[:-1], student.device
-    values = empty_values(sizes, device)
+    sizes = student.shape[:-1]
+    values = empty_values(sizes, student.device)
     s, t = addressed(student), addressed(teacher)
     d = s if dstudent is None or dstudent is student else addressed(dstudent)
     _call(
         "span_kl",
-        device,
+        s,
         rows=sizes.numel(),
         vocab=min(s.shape[-1], t.shape[-1]),
         student_vocab=s.shape[-1],
@@ -130,7 +129,7 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     x = addressed(logits)
     _call(
         "topk",
-        logits.device,
+        x,
         rows=sizes.numel(),
         vocab=x.shape[-1],
         dtype=DTYPES[x.dtype],
@@ -142,13 +141,14 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     return found
 
 
-def _call(kernel: str, device: torch.device, **arguments: Any) -> None:
-    """On the current stream."""
-    at = {"device": 0, "stream": 0}
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        at = {"device": index, "stream": torch.cuda.current_stream(device).cuda_stream}
-    getattr(core(), kernel)(**addresses(arguments), **at)
+def _call(kernel: str, at: Tensor, **arguments: Any) -> None:
+    """On the current stream of that tensor's device, which the launch leaves current."""
+    where = {"device": 0, "stream": 0}
+    if at.is_cuda:
+        stream = torch.cuda.current_stream(at.device).cuda_stream
+        where = {"device": at.get_device(), "stream": stream}
+    with torch.cuda.device_of(at):
+        getattr(core(), kernel)(**addresses(arguments), **where)
 
 
 def _rows(logits: Tensor) -> tuple[int, int, int, int]:

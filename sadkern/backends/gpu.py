@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from sadkern.backends import cuda, triton
+from sadkern.backends.kernels import MOST_TOKENS
 from sadkern.backends.reference import RowValues
 from sadkern.backends.triton import empty, plans, scale_, serves
 from sadkern.sides import TopK
@@ -48,7 +49,7 @@ def choice(kernel: str, logits: Tensor, *others: Tensor, k: int = 0) -> tuple[st
     refusal = cuda.serves(logits.dtype, device)
     if refusal is not None:
         return "triton", str(refusal)
-    if vocab > cuda.longest(device) or k > cuda.MOST_TOKENS:
+    if vocab > cuda.longest(device) or k > MOST_TOKENS:
         return "triton", "does not fit"
     capability = plans.capability_of(device)
     known = [x for x in measured() if (x.capability, x.kernel) == (capability, kernel)]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sadkern.backends.reference import RowValues
 
+MOST_TOKENS = 1024  # of a top-k, as csrc/cuda/topk.h has it
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 

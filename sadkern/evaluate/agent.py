@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class LanguageAgent:
     def __post_init__(self) -> None:
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
         self._padding = next((token for token in (pad, eos) if token is not None), 0)
+        self._ids = tokens_of(self.tokenizer)
         self._transcripts = Transcripts(self.model, self._padding)
 
     def __call__(self, episodes: Sequence[Episode]) -> list[Move]:
@@ -74,8 +75,10 @@ class LanguageAgent:
             rest = rest[-(room - len(head)) :]
         return head + rest
 
-    def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+def tokens_of(tokenizer: Any) -> Callable[[str], list[int]]:
+    """A text's tokens, and no other, as metrics take them too."""
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def line(text: str) -> str:

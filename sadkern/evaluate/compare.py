@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -18,8 +18,7 @@ from sadkern.evaluate.metrics import cot_match
 from sadkern.forward import supervised_logits
 from sadkern.span_kl import SpanLoss, span_kl
 from sadkern.spans import ACT, REASON
-
-Example = Mapping[str, Sequence[int]]  # input_ids [T], span_ids [T] of rows
+from sadkern.teacher.source import Example
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn, tra
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 
-from sadkern.evaluate.agent import LanguageAgent
+from sadkern.evaluate.agent import LanguageAgent, tokens_of
 from sadkern.evaluate.compare import kl_of_episode
 from sadkern.evaluate.episode import Episode, Log, read
-from sadkern.evaluate.metrics import Estimate, Tokens, summary
+from sadkern.evaluate.metrics import Estimate, summary
 from sadkern.evaluate.play import Running, play_together
 from sadkern.evaluate.tasks import Task
 
@@ -117,11 +117,6 @@ def report(
         console.print(f"  {count} ended by: {failure}", highlight=False, markup=False)
     if found:
         plot(found, output / PLOT)
-
-
-def tokens_of(tokenizer: Any) -> Tokens:
-    """What metrics take: a text's tokens."""
-    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def write_json(path: Path, content: Any) -> None:

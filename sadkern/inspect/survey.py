@@ -92,7 +92,7 @@ class Sample(NamedTuple):
 
 
 @dataclass
-class Warnings:
+class Warned:
     """One message: how often it came, and where first."""
 
     first: Place
@@ -106,7 +106,7 @@ class Survey:
     files: list[str]
     unit: str
     environments: dict[str, Group] = field(default_factory=dict)
-    warnings: dict[str, Warnings] = field(default_factory=dict)
+    warnings: dict[str, Warned] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     truncated: Counter[int] = field(default_factory=Counter)
@@ -201,7 +201,7 @@ def survey(
             known = found.environments.setdefault(environment, Group())
             known.add(group)
             for said in segmentation.warnings:
-                found.warnings.setdefault(said, Warnings(place)).count += 1
+                found.warnings.setdefault(said, Warned(place)).count += 1
             name = str(record.get("id", number)) if isinstance(record, Mapping) else str(number)
             one = Sample(place, name, environment, segmentation)
             _draw(draw, kept.setdefault(environment, []), one, samples, known.trajectories)
@@ -236,7 +236,7 @@ def _measured(found: Segmentation, tokenizer: Any, max_length: int | None, into:
         elif kind:
             group.lengths[kind].append(1)
         last = kind
-    group.totals.append(len(aligned.input_ids) + sum(aligned.truncated.values()))
+    group.totals.append(aligned.length)
     into.truncated.update(aligned.truncated)
     into.straddled += aligned.straddled
     into.uncovered += aligned.uncovered

@@ -19,11 +19,10 @@ from torch import nn
 
 from sadkern.plan import track
 from sadkern.plan.models import config_of, empty_model, linear_layers, shallow
-from sadkern.plan.others import OTHERS, Sizes
+from sadkern.plan.others import BF16, FP32, OTHERS, Sizes
 from sadkern.plan.setting import Setting
 from sadkern.projection import tile_bytes
 
-BF16, FP32 = 2, 4
 FEW_TOKENS = 512  # a vocabulary whose head and loss take next to nothing
 BLOCK = 256  # entries of an 8-bit optimizer's scale
 LEAST = 4096  # entries of a state that is in 8 bits
@@ -128,8 +127,7 @@ def _moments(x: Setting, device: str, other: str | None) -> Iterator[Moment]:
     kept = inputs if x.checkpointing else layer.kept
     signal, working = _loss(x, student, device)
     if other is not None:
-        likely = x.source in ("cached", "served")
-        sizes = Sizes(x.tokens, x.rows, student.vocab, student.width, full, likely)
+        sizes = Sizes(x.tokens, x.rows, student.vocab, student.width, full, x.likely)
         working = OTHERS[other](sizes)
     head = BF16 * student.head if full else 0
     whole = BF16 * student.head if shares > 1 else 0
@@ -161,7 +159,7 @@ def _moments(x: Setting, device: str, other: str | None) -> Iterator[Moment]:
 def _loss(x: Setting, student: Counted, device: str) -> tuple[int, int]:
     """Bytes of the teacher's signal, and of what the chunk loop asks for beside it."""
     signal, sides, teacher_width = 0, 1, 0
-    if x.source in ("cached", "served"):
+    if x.likely:
         signal = x.rows * (x.k * (4 + FP32) + 2 * FP32)
     else:
         teacher_width, sides = counted(x.teacher).width, 2
@@ -177,7 +175,7 @@ def _loss(x: Setting, student: Counted, device: str) -> tuple[int, int]:
 
 def _teacher(x: Setting) -> tuple[int, int]:
     """Bytes of its weights, and of its own forward pass."""
-    if x.source in ("cached", "served"):
+    if x.likely:
         return 0, 0
     teacher = counted(x.teacher)
     if x.source == "hidden":

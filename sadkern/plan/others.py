@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-BF16, FP32 = 2, 4
+BF16, FP32 = 2, 4  # bytes
 # Of logits of all tokens, bytes an entry. Both models' in bf16 and as log-probabilities in fp32,
 # the divergence's terms in fp32 and its gradient; of a top-k teacher the student's alone.
 EAGER, EAGER_TOPK = 20, 12

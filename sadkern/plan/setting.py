@@ -69,6 +69,11 @@ class Setting:
         return self.gpus if self.fsdp else 1
 
     @property
+    def likely(self) -> bool:
+        """Whether the teacher says its most likely tokens alone."""
+        return self.source in ("cached", "served")
+
+    @property
     def tokens(self) -> int:
         """Of a batch."""
         return self.batch * self.seq_len

@@ -242,7 +242,7 @@ class FourBit(nn.Module):
 
 
 def _source(setting: Setting) -> Any:
-    if setting.source in ("cached", "served"):
+    if setting.likely:
         return Likely(setting.k)
     teacher = empty_model(config_of(setting.teacher))
     if setting.source == "hidden":

@@ -21,7 +21,8 @@ class Example:
 
     `input_ids [T]`. `span_ids [T]`: of rows, where row p predicts token p + 1: the kind of the span
     that token p + 1 belongs to, 0 if to none; the last row has 0. `truncated`: for each kind, how
-    many of its tokens `max_length` cut. `straddled`: tokens that hold visible characters of a span
+    many of its tokens `max_length` cut. `length`: of the whole text, what is cut included.
+    `straddled`: tokens that hold visible characters of a span
     and others outside it. `uncovered`: visible characters of spans that are in no token at all,
     because the tokenizer drops them; not 0 means that its offsets are to be looked at.
     """
@@ -29,6 +30,7 @@ class Example:
     input_ids: list[int]
     span_ids: list[int]
     truncated: dict[int, int]
+    length: int
     straddled: int = 0
     uncovered: int = 0
 
@@ -149,6 +151,7 @@ class _Aligned(NamedTuple):
             input_ids=[self.ids[token] for token in kept],
             span_ids=rows,
             truncated={kind: own.count(kind) - rows.count(kind) for kind in (REASON, ACT)},
+            length=len(self.ids),
             straddled=self.straddled,
             uncovered=self.uncovered,
         )

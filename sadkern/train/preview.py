@@ -76,18 +76,22 @@ def _rows(
         ),
         (
             "optimizer",
-            f"{getattr(args.optim, 'value', args.optim)}, lr {args.learning_rate:g} "
-            f"({getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type)}, "
-            f"{args.get_warmup_steps(steps)} steps of warm-up), clip {args.max_grad_norm:g}"
+            f"{_said(args.optim)}, lr {args.learning_rate:g} "
+            f"({_said(args.lr_scheduler_type)}, {args.get_warmup_steps(steps)} steps of warm-up), "
+            f"clip {args.max_grad_norm:g}"
             + (", in the backward pass" if args.optimizer_in_backward else ""),
         ),
         ("arithmetic", f"weights {script.dtype}, " + ("bf16" if args.bf16 else "as they are")),
-        ("output", f"{args.output_dir}, saved every {args.save_steps:g} ({_value(args)})"),
+        (
+            "output",
+            f"{args.output_dir}, saved every {args.save_steps:g} ({_said(args.save_strategy)})",
+        ),
     ]
 
 
-def _value(args: SADConfig) -> str:
-    return str(getattr(args.save_strategy, "value", args.save_strategy))
+def _said(setting: Any) -> str:
+    """As the command line has it, of a member of an enumeration too."""
+    return str(getattr(setting, "value", setting))
 
 
 def _trained(script: ScriptArguments) -> str:

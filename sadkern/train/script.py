@@ -15,6 +15,7 @@ from sadkern.teacher.load import SAMPLE, load_teacher
 from sadkern.train.arguments import ScriptArguments, parse
 from sadkern.train.config import SADConfig
 from sadkern.train.preview import print_plan
+from sadkern.train.setup import peft
 from sadkern.train.trainer import SADTrainer
 
 logger = logging.getLogger(__name__)
@@ -113,17 +114,11 @@ def _teacher(
 
 
 def _lora(script: ScriptArguments) -> Any:
-    """A `peft.LoraConfig`, if one is asked for. ValueError: peft is missing."""
+    """A `peft.LoraConfig`, if one is asked for. ValueError: as of `peft`."""
     if not script.use_peft:
         return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise ValueError(
-            f"--use_peft needs peft ({error}): expected `pip install 'sadkern[lora]'`"
-        ) from None
     targets = script.lora_target_modules
-    return LoraConfig(
+    return peft().LoraConfig(
         task_type="CAUSAL_LM", r=script.lora_r, lora_alpha=script.lora_alpha,
         lora_dropout=script.lora_dropout, modules_to_save=script.lora_modules_to_save,
         target_modules=targets[0] if targets == ["all-linear"] else targets,

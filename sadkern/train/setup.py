@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -29,14 +30,18 @@ def check_one_device(args: SADConfig) -> None:
 
 
 def adapted(model: PreTrainedModel, peft_config: Any) -> Any:
-    """With peft's adapters. ValueError: peft is not installed."""
+    """With peft's adapters. ValueError: as of `peft`."""
+    return peft().get_peft_model(model, peft_config)
+
+
+def peft() -> Any:
+    """The package. ValueError: it is not installed."""
     try:
-        from peft import get_peft_model
+        return import_module("peft")
     except ImportError as error:
         raise ValueError(
             f"adapters need peft ({error}): expected `pip install 'sadkern[lora]'`"
         ) from None
-    return get_peft_model(model, peft_config)
 
 
 def projection_of(model: nn.Module) -> Projection:

@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, ProgressCallback, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from sadkern.data import SpanCollator, inputs_of, places, prepare
-from sadkern.forward import check_packs, output_head, supervised_loss
+from sadkern.data import SpanCollator, inputs_of, prepare, trajectory_of
+from sadkern.forward import check_packs, embeddings, output_head, supervised_loss
 from sadkern.sides import Projection, Side, first_tensor, moved
 from sadkern.span_kl import SpanLoss, span_kl
 from sadkern.teacher import OnlineTeacher, TeacherSource
 from sadkern.teacher.ahead import SIGNAL, Ahead
+from sadkern.teacher.load import placed
 from sadkern.teacher.online import check_tokens
 from sadkern.teacher.source import Expectant
 from sadkern.train.config import SADConfig
@@ -91,8 +92,8 @@ class SADTrainer(Trainer):
         output_head(model)
         self._projection = projection_of(model) if args.projection else None
         if isinstance(teacher_model, nn.Module):
-            if getattr(teacher_model, "hf_device_map", None) is None and not args.fsdp:
-                teacher_model.to(args.device)
+            if not args.fsdp:
+                teacher_model = placed(teacher_model, args.device)
             teacher_model = OnlineTeacher(teacher_model)
         self.teacher: TeacherSource = teacher_model
         if args.padding_free:
@@ -119,8 +120,7 @@ class SADTrainer(Trainer):
                 resegmented(example, segmentation, args.seed)
                 for example in prepare(records, processing_class, **args.reading())
             ]
-            embeddings: Any = model.get_input_embeddings().num_embeddings
-            check_tokens(ready, embeddings, "student")
+            check_tokens(ready, embeddings(model), "student")
             if isinstance(self.teacher, Expectant):
                 self.teacher.expect(ready, tokenizer=processing_class, temperature=args.temperature)
             return ready
@@ -199,7 +199,7 @@ class SADTrainer(Trainer):
             if not self.args.contrast_weight or not isinstance(student, Projection):
                 return out.loss
             term = span_contrast(
-                student.hidden, kinds, places(**inputs_of(inputs))[rows],
+                student.hidden, kinds, trajectory_of(**inputs_of(inputs))[rows],
                 self.args.contrast_temperature,
             )  # fmt: skip
             extra["contrast"] = term.detach()
@@ -218,7 +218,7 @@ class SADTrainer(Trainer):
         # On a device the look would make the host wait; there the meter's sums tell, when logged.
         if out.per_token.device.type == "cpu" and not out.per_token.isfinite().all():
             row = inputs["rows"][~out.per_token.isfinite()][0]
-            which = places(**inputs_of(inputs))
+            which = trajectory_of(**inputs_of(inputs))
             token = (which[:row] == which[row]).sum()
             raise FloatingPointError(
                 f"step {self.state.global_step}: the divergence of trajectory {which[row]} of the "
@@ -285,7 +285,7 @@ class SADTrainer(Trainer):
             # Ranks' last batches are filled up with trajectories that another one has already.
             own = ends.remainder - self.args.process_index * self.args.eval_batch_size
             rows = inputs["rows"]
-            inputs = {**inputs, "rows": rows[places(**inputs_of(inputs))[rows] < own]}
+            inputs = {**inputs, "rows": rows[trajectory_of(**inputs_of(inputs))[rows] < own]}
         with torch.no_grad():
             loss = self.compute_loss(model, inputs)
         return loss, None, None

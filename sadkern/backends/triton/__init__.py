@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from sadkern.backends import reference
-from sadkern.backends.kernels import addressed, contiguous, empty_values, refuses, rows_of
+from sadkern.backends.kernels import (
+    MOST_TOKENS,
+    addressed,
+    contiguous,
+    empty_values,
+    refuses,
+    rows_of,
+)
 from sadkern.backends.reference import RowValues, empty
 from sadkern.backends.triton import plans, row, scale, span_kl, span_kl_topk, topk
 from sadkern.sides import TopK, empty_topk
@@ -20,7 +27,6 @@ from sadkern.sides import TopK, empty_topk
 __all__ = ["divergence_rows", "empty", "scale_", "serves", "topk_rows"]
 
 INTERPRETED = row.INTERPRETED.value
-MOST_TOKENS = 1024  # of a top-k teacher: they are held in registers
 # As the interpreter computes: products and sums are rounded each, where a kernel says no other.
 OPTIONS = {"enable_fp_fusion": False}
 
@@ -100,8 +106,8 @@ def divergence_rows(
         t = addressed(teacher)
         vocab = min(s.shape[-1], t.shape[-1])
         plan = plans.choose(plans.kind_of(divergence), plans.capability_of(device), vocab, s, t, d)
-        span_kl.kernel[(count,)](
-            **common, **_rows("teacher", t), vocab=vocab, **plan._asdict(), **OPTIONS
+        _launch(
+            span_kl.kernel, count, s, **common, **_rows("teacher", t), vocab=vocab, **plan._asdict()
         )
     if dstudent is not None and d is not dstudent:
         dstudent.copy_(d)
@@ -118,7 +124,7 @@ def _span_kl_topk(
     common: dict[str, Any],
 ) -> None:
     k, vocab = teacher.ids.shape[-1], s.shape[-1]
-    if k > MOST_TOKENS:
+    if k > MOST_TOKENS:  # they are held in registers
         raise ValueError(
             f"teacher.ids has {k} tokens a row, expected at most {MOST_TOKENS} for backend='triton'"
         )
@@ -130,7 +136,10 @@ def _span_kl_topk(
     width = plan.GROUP * plan.TILE  # of marks, too, whole groups are read
     room = -(-vocab // width) * width
     marks = torch.empty((programs, room), dtype=torch.int8, device=s.device)
-    span_kl_topk.kernel[(programs,)](
+    _launch(
+        span_kl_topk.kernel,
+        programs,
+        s,
         **common,
         ids=contiguous(teacher.ids, torch.int32),
         logprobs=contiguous(teacher.logprobs, torch.float32),
@@ -146,7 +155,6 @@ def _span_kl_topk(
         HAS_ENTROPY=teacher.entropy is not None,
         K=max(16, plans.power_of_two(k)),
         **plan._asdict(),
-        **OPTIONS,
     )
 
 
@@ -161,7 +169,10 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
     candidates = candidates_of(k)
     plan = plans.choose("topk", plans.capability_of(device), vocab, x, tokens=k)
     programs = min(count, plans.programs_on(device, plan.num_warps))
-    topk.kernel[(programs,)](
+    _launch(
+        topk.kernel,
+        programs,
+        x,
         **_rows("logits", x),
         **vars(found),
         candidate_ids=torch.empty((programs, candidates), dtype=torch.int32, device=device),
@@ -172,7 +183,6 @@ def topk_rows(logits: Tensor, k: int, temperature: float) -> TopK:
         inv_temperature=1 / temperature,
         CANDIDATES=candidates,
         **plan._asdict(),
-        **OPTIONS,
     )
     return found
 
@@ -184,17 +194,25 @@ def scale_(gradient: Tensor, factor: Tensor) -> None:
     x = addressed(gradient)
     width = x.shape[-1]
     plan = plans.choose("scale", plans.capability_of(x.device), width, x)
-    scale.kernel[(x.numel() // width,)](
+    _launch(
+        scale.kernel,
+        x.numel() // width,
+        x,
         **_rows("gradient", x),
         factor=factor,
         n=width,
         TILE=plan.TILE,
         STAGES=plan.STAGES,
         num_warps=plan.num_warps,
-        **OPTIONS,
     )
     if x is not gradient:
         gradient.copy_(x)
+
+
+def _launch(kernel: Any, programs: int, at: Tensor, **arguments: Any) -> None:
+    """On that tensor's device: Triton takes the current one, which may be another."""
+    with torch.cuda.device_of(at):
+        kernel[(programs,)](**arguments, **OPTIONS)
 
 
 def candidates_of(k: int) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
+
+from sadkern.spans.files import read_lines
 
 T = TypeVar("T")
 
@@ -45,13 +45,13 @@ class Environment(Protocol):
 
 
 def records(path: Path | str, make: Callable[[Any], T]) -> Iterator[T]:
-    """What `make` makes of each line of a JSON-lines file, gzipped or not. ValueError: a line that
-    is no JSON, or that it refuses, named."""
-    path = Path(path)
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                made = make(json.loads(line))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-            yield made
+    """What `make` makes of each record of a file, as `sadkern.spans.files.read_lines` reads it.
+    ValueError: a line that is no JSON, or that it refuses, named."""
+    for number, record, fault in read_lines(path):
+        try:
+            if fault is not None:
+                raise ValueError(fault)
+            made = make(record)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        yield made

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from sadkern.evaluate.environments import Outcome
 
@@ -236,13 +235,3 @@ def _same_kind(product: Product, wanted: Product) -> float:
     if (wanted.kind and product.kind == wanted.kind) or share > 0.2:
         return 1.0
     return 0.0 if share == 0 else 0.1 if share < 0.1 else 0.5
-
-
-def product_of(record: Mapping[str, Any]) -> Product:
-    """Of a catalogue's line, whose price may be written "$5.49". ValueError: it is none."""
-    try:
-        price = float(str(record["price"]).lstrip("$").replace(",", ""))
-        named = {name: record[name] for name in Product.__dataclass_fields__ if name in record}
-        return Product(**{**named, "price": price})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"no product ({error!r}): expected asin, name and price") from None
