@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small_models import small_tokenizer
 from small_tokenizers import byte_level
 
+from sadkern.files import BusyError
 from sadkern.store import (
     DamagedError,
     Identity,
@@ -34,7 +35,6 @@ from sadkern.store.codec import (
     high_bits,
     take,
 )
-from sadkern.store.directory import BusyError
 
 # The sizes at which an id's upper bits change, and those of LLaMA, Qwen and Gemma.
 VOCABULARIES = [2, 300, 32000, 65535, 65536, 151936, 262143, 262144, 262208, 1 << 20]

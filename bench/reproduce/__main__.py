@@ -20,7 +20,8 @@ from bench.reproduce import material, report, students
 from bench.reproduce.study import CELLS, GAMES_SEED, SIZES, Folder
 from sadkern.evaluate.environments import alfworld, alfworld_games
 from sadkern.evaluate.episode import Log
-from sadkern.evaluate.script import LOG, write_json
+from sadkern.evaluate.script import LOG
+from sadkern.files import write_json
 
 TEST_GAMES, TEST_SPLIT = 88, "valid_unseen"
 DESCRIPTION = """\

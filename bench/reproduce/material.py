@@ -31,7 +31,7 @@ from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.environments.alfworld_games import game
 from sadkern.evaluate.episode import Episode, Log
 from sadkern.evaluate.play import play
-from sadkern.store.shard import write_whole
+from sadkern.files import write_whole
 from sadkern.teacher import OnlineTeacher
 from sadkern.teacher.build import build
 from sadkern.teacher.cached import store_for

@@ -27,7 +27,8 @@ from bench.reproduce.study import (
 )
 from sadkern.evaluate.episode import Episode, Log
 from sadkern.evaluate.metrics import Estimate, Tokens, bootstrap, cot_match_rate
-from sadkern.evaluate.script import LOG, tokens_of, write_json
+from sadkern.evaluate.script import LOG, tokens_of
+from sadkern.files import write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
 KL = {"reason KL": "eval_reason/kl", "act KL": "eval_act/kl"}

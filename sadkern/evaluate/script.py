@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from sadkern.evaluate.episode import Episode, Log, read
 from sadkern.evaluate.metrics import Estimate, Tokens, summary
 from sadkern.evaluate.play import Running, play_together
 from sadkern.evaluate.tasks import Task
+from sadkern.files import write_json, write_whole
 
 REACT, SHIPPED = "react", Path(__file__).parent / "prompts"
 LOG, SCORES, PLOT, KEPT = "episodes.jsonl", "summary.json", "summary.png", "trajectories.jsonl"
@@ -124,22 +124,6 @@ def tokens_of(tokenizer: Any) -> Tokens:
     return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all, and as any reader of JSON takes it: what is no number is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(one) for key, one in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(one) for one in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_name(f".{path.name}.part")
-    begun.write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
-    begun.replace(path)
-
-
 def plot(found: dict[str, dict[str, Estimate]], path: Path) -> None:
     """A panel a metric, a bar an environment, with its interval."""
     import matplotlib
@@ -169,7 +153,7 @@ def keep_successful(episodes: Sequence[Episode], output: Path) -> int:
         for one in kept
     ]  # fmt: skip
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (output / KEPT).write_text(text, encoding="utf-8")
+    write_whole(output / KEPT, text.encode())
     return len(kept)
 
 

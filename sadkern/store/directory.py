@@ -24,17 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from sadkern.files import clear_halves, hold, write_whole
 from sadkern.store.codec import Columns
 from sadkern.store.identity import Identity, IdentityError, digest
-from sadkern.store.shard import SUFFIX, DamagedError, Shard, write_shard, write_whole
+from sadkern.store.shard import SUFFIX, DamagedError, Shard, write_shard
 
 logger = logging.getLogger(__name__)
 SCHEMA = 1
 MANIFEST = "manifest.json"
-
-
-class BusyError(RuntimeError):
-    """Another process is writing the shard of that name."""
 
 
 class Store:
@@ -70,7 +67,7 @@ class Store:
         path = Path(path)
         (path / "shards").mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            (path / f".{MANIFEST}").unlink(missing_ok=True)  # half written, before a kill
+            clear_halves(path)  # all that is written here is written under this lock
             if not (path / MANIFEST).exists():
                 _write_manifest(path, {"identity": asdict(identity), "shards": {}})
         store = cls.open(path, parts=parts)
@@ -151,12 +148,7 @@ class Writer:
         # Others clear away what they wrote, and `parts` with the last of it: not in between.
         with _locked(store.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / "lock", "a")  # noqa: SIM115 (held until it is closed)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.close()
-                raise BusyError(f"{self.folder} is being written by another process") from None
+            self._lock = hold(self.folder / "lock")
         store.refresh()  # it may have been sealed a moment ago
         self.parts: dict[bytes, tuple[Shard, int]] = {}
         self._next = 0

@@ -8,7 +8,6 @@ its own, which every reading compares, so that damage is met where it is and not
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from sadkern.files import write_whole
 from sadkern.store.codec import Columns
 
 SUFFIX = ".safetensors"
@@ -113,21 +113,6 @@ def write_shard(folder: Path, stem: str, records: Iterable[tuple[bytes, Columns]
     path = folder / f"{stem}-{_hash(data)}{SUFFIX}"
     write_whole(path, data)
     return path
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The file has these bytes or, after a kill or a crash, those it had before."""
-    beside = path.with_name(f".{path.name}")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _hash(data: bytes) -> str:

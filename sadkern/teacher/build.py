@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from sadkern.files import BusyError
 from sadkern.store import Store
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import bytes_per_row
-from sadkern.store.directory import BusyError, Writer
+from sadkern.store.directory import Writer
 from sadkern.store.identity import digest
 from sadkern.teacher.cached import WRITTEN, ask
 from sadkern.teacher.capture import Asked

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from sadkern.data import SpanCollator, inputs_of
+from sadkern.files import BusyError
 from sadkern.sides import Projection, TopK, moved, pinned
 from sadkern.store import Identity, Store, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import Columns
-from sadkern.store.directory import BusyError, Writer
+from sadkern.store.directory import Writer
 from sadkern.teacher.capture import (
     Asked,
     at_positions,

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from sadkern.files import write_whole
 from sadkern.sides import Projection, Side, TopK, each, first_tensor
 from sadkern.store import DamagedError, Identity, Store, content_key
 from sadkern.store.codec import (
@@ -23,7 +24,6 @@ from sadkern.store.codec import (
     take,
 )
 from sadkern.store.directory import changed_manifest
-from sadkern.store.shard import write_whole
 from sadkern.topk import sample_logprobs, topk_logprobs
 
 

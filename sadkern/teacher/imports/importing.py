@@ -14,12 +14,12 @@ import torch
 from tqdm.auto import tqdm
 
 from sadkern.data import tell_left_out
+from sadkern.files import BusyError
 from sadkern.sides import TopK
 from sadkern.spans.files import Line
 from sadkern.store import Identity, Store, content_key, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import LOWEST, Columns
-from sadkern.store.directory import BusyError
 from sadkern.store.identity import digest
 from sadkern.teacher.capture import Asked, encode
 from sadkern.teacher.imports.table import Array, Format, Row, read_table, vector
