@@ -55,9 +55,8 @@ def build(
     width = store.identity.k or teacher.head.weight.shape[1]  # type: ignore[attr-defined]
     groups = _groups(wanted, store, width, shard_bytes)
     # Parts of other groups: of other data, or of another size of shard. What they hold is kept.
-    for name in sorted({*store.leftovers()} - {group.name for group in groups}):
-        if not name.startswith(WRITTEN):
-            _try(store, name, lambda writer: writer.seal())
+    others = {*store.leftovers()} - {group.name for group in groups}
+    store.adopt(others.difference(store.leftovers(WRITTEN)))
     store.refresh()
     groups = _groups(wanted, store, width, shard_bytes)
     begin = len(groups) * share[0] // share[1]
@@ -91,15 +90,11 @@ def _unique(examples: Iterable[Example]) -> list[Asked]:
     """In their order, each once."""
     found: dict[bytes, Asked] = {}
     for example in examples:
-        one = Asked.of(example["input_ids"], np.flatnonzero(example["span_ids"]))
+        one = Asked.of_example(example)
         if one.key in found:
             one = one._replace(positions=np.union1d(one.positions, found[one.key].positions))
         found[one.key] = one
     return list(found.values())
-
-
-def _lacks(store: Store, one: Asked) -> bool:
-    return one.key not in store or not np.isin(one.positions, store.positions(one.key)).all()
 
 
 def _groups(wanted: list[Asked], store: Store, width: int, shard_bytes: int) -> list[Group]:
@@ -114,7 +109,9 @@ def _groups(wanted: list[Asked], store: Store, width: int, shard_bytes: int) -> 
             groups.append([])
             size = per_row * len(one.positions)
         groups[-1].append(one)
-    lacking = [[one for one in group if _lacks(store, one)] for group in groups]
+    lacking = [
+        [one for one in group if not store.covers(one.key, one.positions)] for group in groups
+    ]
     return [
         Group(digest([[one.key.hex(), one.positions.tolist()] for one in group]), group)
         for group in lacking

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor
 
 from sadkern.data import SpanCollator, inputs_of
-from sadkern.files import BusyError
 from sadkern.sides import Projection, TopK, moved, pinned
 from sadkern.store import Identity, Store, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
@@ -96,10 +94,6 @@ def store_for(
     return store
 
 
-def _asked(example: Example) -> Asked:
-    return Asked.of(example["input_ids"], np.flatnonzero(example["span_ids"]))
-
-
 class CachedTeacher:
     """Reads a store that `sadkern cache` wrote, or an earlier epoch.
 
@@ -136,7 +130,7 @@ class CachedTeacher:
             self.store = store_for(
                 path, source, tokenizer, mode=mode, k=k, temperature=temperature, parts=True
             )
-            self._adopt()
+            self.store.adopt(self.store.leftovers(WRITTEN))  # of a run that was killed
         self.identity = self.store.identity
         self._heads: dict[torch.device, Projection | None] = {}
         self._writer: Writer | None = None
@@ -160,24 +154,27 @@ class CachedTeacher:
     def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
         """IdentityError: the run would compare with another signal. MissingError: trajectories are
         not in the store, and there is no source."""
-        asked = replace(
+        signal = replace(
             self.identity,
             temperature=None if self.identity.mode == "hidden" else temperature,
             **{} if tokenizer is None else tokenizer_identity(tokenizer, self.identity.tokens),
         )
-        self.store.require(asked)
+        self.store.require(signal)
         if isinstance(self.source, Expectant):
             self.source.expect(examples, tokenizer=tokenizer, temperature=temperature)
         if self.source is None:
+            asked = map(Asked.of_example, examples)
             missing = [
-                f"{i}" for i, one in enumerate(map(_asked, examples)) if not self._covers(one)
+                f"{i}"
+                for i, one in enumerate(asked)
+                if not self.store.covers(one.key, one.positions)
             ]
             if missing:
                 raise MissingError(self._told(missing, len(examples)))
 
     def mean_entropy(self, example: Example) -> float | None:
         """The teacher's, over the supervised rows, in nats; None: they are not all here."""
-        columns = self._read(_asked(example))
+        columns = self._read(Asked.of_example(example))
         return None if columns is None else float(columns["entropy"].mean(dtype=np.float64))
 
     def close(self) -> None:
@@ -191,11 +188,6 @@ class CachedTeacher:
         if one.key not in self.store:
             return None
         return at_positions(self.store.read(one.key), one.positions, self.identity)
-
-    def _covers(self, one: Asked) -> bool:
-        return one.key in self.store and bool(
-            np.isin(one.positions, self.store.positions(one.key)).all()
-        )
 
     def _ask(self, missing: list[Asked], device: torch.device) -> None:
         """Has the source say what is missing, and writes it down."""
@@ -220,13 +212,6 @@ class CachedTeacher:
         head = self._heads[device]
         signal = decode(columns, self.identity, head)
         return moved(pinned(signal) if device.type == "cuda" else signal, device)
-
-    def _adopt(self) -> None:
-        """Seals what training wrote before it was killed."""
-        for name in self.store.leftovers():
-            if name.startswith(WRITTEN):
-                with suppress(BusyError), self.store.writer(name) as writer:
-                    writer.seal()
 
     def _told(self, names: list[str], total: int) -> str:
         few = ", ".join(names[:NAMED]) + (" .." if len(names) > NAMED else "")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from sadkern.files import write_whole
 from sadkern.sides import Projection, Side, TopK, each, first_tensor
-from sadkern.store import DamagedError, Identity, Store, content_key
+from sadkern.store import Identity, Store, content_key
 from sadkern.store.codec import (
     Columns,
     decode_hidden,
@@ -23,7 +21,8 @@ from sadkern.store.codec import (
     encode_topk,
     take,
 )
-from sadkern.store.directory import changed_manifest
+from sadkern.store.shard import checked
+from sadkern.teacher.source import Example
 from sadkern.topk import sample_logprobs, topk_logprobs
 
 
@@ -38,6 +37,11 @@ class Asked(NamedTuple):
     @classmethod
     def of(cls, input_ids: Sequence[int] | np.ndarray, positions: np.ndarray) -> Asked:
         return cls(content_key(input_ids), input_ids, positions)
+
+    @classmethod
+    def of_example(cls, example: Example) -> Asked:
+        """All of its supervised rows."""
+        return cls.of(example["input_ids"], np.flatnonzero(example["span_ids"]))
 
     @property
     def seed(self) -> int:
@@ -124,12 +128,7 @@ def save_head(store: Store, head: Projection) -> None:
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
-    data = save(tensors)
-    name = f"head-{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
-    write_whole(store.path / name, data)
-    with changed_manifest(store.path) as manifest:
-        manifest["head"] = {"file": name, "scale": head.scale, "softcap": head.softcap}
-    store.refresh()
+    store.keep_head(save(tensors), {"scale": head.scale, "softcap": head.softcap})
 
 
 def load_head(store: Store) -> Projection | None:
@@ -137,11 +136,7 @@ def load_head(store: Store) -> Projection | None:
     facts: dict[str, Any] | None = store.manifest.get("head")
     if facts is None:
         return None
-    file = store.path / facts["file"]
-    data = file.read_bytes() if file.exists() else b""
-    if not hashlib.sha256(data).hexdigest().startswith(file.stem.split("-")[1]):
-        raise DamagedError(f"{file} is damaged or gone: its hash is not that of its name")
-    tensors = load_file(file)
+    tensors = load(checked(store.path / facts["file"]))
     weight = tensors["weight"]
     empty = weight.new_empty(0, weight.shape[1])
     return Projection(empty, weight, tensors.get("bias"), facts["scale"], facts["softcap"])

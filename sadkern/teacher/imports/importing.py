@@ -14,7 +14,6 @@ import torch
 from tqdm.auto import tqdm
 
 from sadkern.data import tell_left_out
-from sadkern.files import BusyError
 from sadkern.sides import TopK
 from sadkern.spans.files import Line
 from sadkern.store import Identity, Store, content_key, tokenizer_identity
@@ -94,10 +93,7 @@ class Importer:
         self._group: dict[bytes, Columns] = {}
         self._bytes = self._rows = self._above = 0
         self._hits = np.zeros(3, np.int64)
-        for name in store.leftovers():  # of an import that was interrupted
-            if name.startswith(IMPORTED):
-                with suppress(BusyError), store.writer(name) as writer:
-                    writer.seal()
+        store.adopt(store.leftovers(IMPORTED))  # of an import that was interrupted
 
     def __enter__(self) -> Importer:
         return self
