@@ -13,9 +13,10 @@ from test_train import repeatable, trainer_for
 
 from sadkern import Projection, TopK, span_kl, topk_logprobs
 from sadkern.data import SpanCollator
-from sadkern.store import DamagedError, IdentityError, Store
+from sadkern.store import DamagedError, Identity, IdentityError, Store
 from sadkern.store.care import verify
 from sadkern.store.codec import STEPS
+from sadkern.store.shard import Shard
 from sadkern.teacher import CachedTeacher, MissingError, OnlineTeacher, build, store_for
 from sadkern.teacher.ahead import Ahead
 from sadkern.teacher.load import load_teacher, quantization_loss, said
@@ -216,6 +217,55 @@ def test_what_is_missing_is_told_before_the_first_step(tmp_path, examples, teach
     more = [{**examples[0], "span_ids": [1] * (len(examples[0]["span_ids"]) - 1) + [0]}]
     with pytest.raises(MissingError, match="1 of 1 trajectories"):
         source.expect(more, tokenizer=tokenizer, temperature=1.0)
+
+
+@pytest.mark.parametrize("mode", ["topk", "sampled", "hidden"])
+@pytest.mark.parametrize("through", [False, True])
+def test_a_batch_without_rows_has_a_signal_of_none(
+    tmp_path, examples, teacher, tokenizer, mode, through
+):
+    """As a rank has it whose last batch of an evaluation is only filled up."""
+    source = cached(tmp_path, examples, teacher, tokenizer, mode=mode, k=5)
+    if through:
+        source = CachedTeacher(tmp_path, teacher, tokenizer=tokenizer, mode=mode, k=5)
+    rows, inputs, kinds = batch_of(examples)
+    signal = source(rows[:0], **inputs)
+    if mode == "hidden":
+        assert signal.hidden.shape == (0, 24)
+        assert torch.equal(signal.weight, teacher.head.weight)
+    else:
+        assert signal.ids.shape == signal.logprobs.shape == (0, 5)
+    student = torch.randn(0, V, requires_grad=True)
+    out = span_kl(student, signal, kinds[:0])
+    out.loss.backward()
+    assert out.loss.item() == 0
+    assert source(rows, **inputs) is not None
+
+
+def test_each_trajectory_is_read_once_a_batch(tmp_path, examples, teacher, tokenizer, monkeypatch):
+    source, read = cached(tmp_path, examples, teacher, tokenizer), []
+    original = Shard.read
+    monkeypatch.setattr(Shard, "read", lambda shard, i: read.append(i) or original(shard, i))
+    rows, inputs, _ = batch_of(examples)
+    source(rows, **inputs)
+    assert len(read) == len(examples)
+
+
+def test_a_source_that_does_not_say_who_it_is_is_not_kept(tmp_path, teacher, tokenizer):
+    def source(rows, **inputs):
+        return teacher(rows, **inputs)
+
+    with pytest.raises(ValueError, match=r"a function has no facts.*: expected an OnlineTeacher"):
+        CachedTeacher(tmp_path / "c", source, tokenizer=tokenizer)
+    assert not (tmp_path / "c").exists()
+
+
+def test_hidden_states_without_their_head_are_told(tmp_path, examples, teacher):
+    """A store that was killed when it was made."""
+    Store.create(tmp_path, Identity("hidden", k=None, temperature=None, vocab=V))
+    rows, inputs, _ = batch_of(examples)
+    with pytest.raises(DamagedError, match="has no head beside its hidden states: expected"):
+        CachedTeacher(tmp_path)(rows[:0], **inputs)
 
 
 class Counted:

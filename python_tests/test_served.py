@@ -166,6 +166,16 @@ def test_each_row_is_the_models_whichever_server_says_it(server, batch, kind):
             >= span_kl(student, expected, ones).per_token - 1e-5).all()  # fmt: skip
 
 
+def test_a_batch_without_rows_asks_for_nothing(server, batch):
+    """As a rank has it whose last batch of an evaluation is only filled up."""
+    rows, inputs = batch
+    found = served(server, "vllm")(rows[:0], **inputs)
+    assert found.ids.shape == found.logprobs.shape == (0, K + 1)
+    assert server.asked == 0
+    kinds = torch.ones(0, dtype=torch.int64)
+    assert span_kl(torch.randn(0, MODEL.config.vocab_size), found, kinds).loss.item() == 0
+
+
 def test_tokens_named_by_text_are_those_that_one_token_has(server, batch):
     rows, inputs = batch
     texts = {}

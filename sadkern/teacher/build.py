@@ -49,7 +49,20 @@ def build(
 
     Each batch is on disk before the next begins, and the same call after a kill goes on there: the
     store is then byte for byte that of a run without interruption. Several processes may do this
-    at once, each taking whole shards; `share` (rank, ranks) says where in the data one begins.
+    at once, each taking whole shards.
+
+    Args:
+        store: made for `teacher` by `store_for`.
+        examples: with input_ids and span_ids, as `prepare` gives them.
+        batch_size: trajectories that are asked of it at a time.
+        shard_bytes: about the size of a file.
+        device: where batches are put for it.
+        share: (rank, ranks) says where in the data one of several processes begins.
+
+    Raises:
+        ValueError: the teacher's signal cannot serve the store's mode.
+        DamagedError: a file of the store is not what was written.
+        Whatever the teacher raises; what it had said before that is kept.
     """
     wanted = _unique(examples)
     width = store.identity.k or teacher.head.weight.shape[1]  # type: ignore[attr-defined]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sadkern.data import SpanCollator, inputs_of
-from sadkern.sides import Projection, TopK, moved, pinned
+from sadkern.sides import Projection, TopK, empty_topk, moved, pinned
 from sadkern.store import Identity, Store, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import Columns
@@ -28,6 +29,7 @@ from sadkern.teacher.capture import (
     load_head,
     save_head,
 )
+from sadkern.teacher.heads import Heads
 from sadkern.teacher.source import Example, Expectant, TeacherSource, trajectories
 
 WRITTEN = "written-"  # shards that training made, one writer a process
@@ -38,6 +40,7 @@ class MissingError(LookupError):
     """A trajectory is not in the store."""
 
 
+@runtime_checkable
 class NamedSource(TeacherSource, Protocol):
     """A source whose signal may be kept."""
 
@@ -78,6 +81,11 @@ def store_for(
 
     ValueError: the source cannot say that. IdentityError: the store there is of another signal.
     """
+    if not isinstance(source, NamedSource):
+        raise ValueError(
+            f"a {type(source).__name__} has no facts(), by which a store knows whose signal it "
+            "keeps: expected an OnlineTeacher, a ServedTeacher, or `facts` beside its call"
+        )
     hidden = mode == "hidden"
     if hidden and not hasattr(source, "head"):
         raise ValueError(
@@ -109,6 +117,7 @@ class CachedTeacher:
 
     Raises:
         FileNotFoundError: no store there and no source.
+        ValueError: `source` has no `facts`, or cannot say what `mode` keeps.
         DamagedError: a file is not what was written.
         IdentityError: the store holds another signal than the source's.
     """
@@ -132,24 +141,23 @@ class CachedTeacher:
             )
             self.store.adopt(self.store.leftovers(WRITTEN))  # of a run that was killed
         self.identity = self.store.identity
-        self._heads: dict[torch.device, Projection | None] = {}
         self._writer: Writer | None = None
         self._bytes = 0
 
     def __call__(self, rows: Tensor, **inputs: Any) -> Projection | TopK:
         """See `TeacherSource`. MissingError: a trajectory is not in the store."""
         asked = [Asked.of(*one) for one in trajectories(rows, **inputs)]
-        missing = [one for one in asked if self._read(one) is None]
-        if missing:
+        found = [self._read(one) for one in asked]
+        if any(columns is None for columns in found):
             self.store.refresh()  # another process may have written it
-            missing = [one for one in missing if self._read(one) is None]
-        if missing and self.source is None:
-            keys = [one.key.hex() for one in missing]
-            raise MissingError(self._told(keys, len(asked)))
-        if missing:
-            self._ask(missing, rows.device)
-        parts = [columns for one in asked if (columns := self._read(one)) is not None]
-        return self._placed(joined(parts), rows.device)
+            missing = [one for one in asked if self._read(one) is None]
+            if missing and self.source is None:
+                keys = [one.key.hex() for one in missing]
+                raise MissingError(self._told(keys, len(asked)))
+            if missing:
+                self._ask(missing, rows.device)
+            found = [self._read(one) for one in asked]
+        return self._placed([columns for columns in found if columns is not None], rows.device)
 
     def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
         """IdentityError: the run would compare with another signal. MissingError: trajectories are
@@ -205,13 +213,23 @@ class CachedTeacher:
         if self._bytes >= SHARD_BYTES:
             self.close()
 
-    def _placed(self, columns: Columns, device: torch.device) -> Projection | TopK:
-        if device not in self._heads:
-            head = load_head(self.store)
-            self._heads[device] = None if head is None else moved(head, device)
-        head = self._heads[device]
-        signal = decode(columns, self.identity, head)
-        return moved(pinned(signal) if device.type == "cuda" else signal, device)
+    @cached_property
+    def _heads(self) -> Heads:
+        return Heads(load_head(self.store))
+
+    def _placed(self, parts: list[Columns], device: torch.device) -> Projection | TopK:
+        if parts:
+            signal = decode(joined(parts), self.identity)
+        elif self.identity.mode == "hidden":
+            signal = self._heads.own.hidden
+        else:
+            signal = empty_topk(
+                torch.empty(0), torch.Size([0]), self.identity.k or 1, torch.float32
+            )
+        if isinstance(signal, Tensor):
+            signal = signal.to(self._heads.own.weight.dtype)
+        placed = moved(pinned(signal) if device.type == "cuda" else signal, device)
+        return self._heads.of(placed) if isinstance(signal, Tensor) else placed
 
     def _told(self, names: list[str], total: int) -> str:
         few = ", ".join(names[:NAMED]) + (" .." if len(names) > NAMED else "")

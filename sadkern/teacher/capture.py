@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sadkern.sides import Projection, Side, TopK, each, first_tensor
-from sadkern.store import Identity, Store, content_key
+from sadkern.store import DamagedError, Identity, Store, content_key
 from sadkern.store.codec import (
     Columns,
     decode_hidden,
@@ -97,11 +97,10 @@ def between(signal: Side, begin: int, end: int) -> Side:
     return each(signal, lambda tensor: tensor[begin:end])
 
 
-def decode(columns: Columns, identity: Identity, head: Projection | None) -> Projection | TopK:
-    """The signal of all rows of `columns`, on the CPU. `head`: of mode hidden."""
+def decode(columns: Columns, identity: Identity) -> Tensor | TopK:
+    """What all rows of `columns` say, on the CPU: hidden states fp32 `[R, D]`, or a `TopK`."""
     if identity.mode == "hidden":
-        assert head is not None
-        return replace(head, hidden=torch.from_numpy(decode_hidden(columns)).to(head.weight.dtype))
+        return torch.from_numpy(decode_hidden(columns))
     ids, logprobs, tail = decode_topk(columns, identity.vocab)
     entropy = torch.from_numpy(columns["entropy"].copy())
     return TopK(torch.from_numpy(ids), torch.from_numpy(logprobs), torch.from_numpy(tail), entropy)
@@ -131,11 +130,14 @@ def save_head(store: Store, head: Projection) -> None:
     store.keep_head(save(tensors), {"scale": head.scale, "softcap": head.softcap})
 
 
-def load_head(store: Store) -> Projection | None:
-    """What `save_head` put there. DamagedError: it is not what was written."""
+def load_head(store: Store) -> Projection:
+    """What `save_head` put there. DamagedError: it is not what was written, or not there."""
     facts: dict[str, Any] | None = store.manifest.get("head")
     if facts is None:
-        return None
+        raise DamagedError(
+            f"{store.path} has no head beside its hidden states: expected the `sadkern cache` that "
+            "made it to be run again"
+        )
     tensors = load(checked(store.path / facts["file"]))
     weight = tensors["weight"]
     empty = weight.new_empty(0, weight.shape[1])

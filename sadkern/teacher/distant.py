@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -29,6 +28,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sadkern.sides import Projection, Side, TopK, moved
+from sadkern.teacher.heads import Heads
 from sadkern.teacher.online import OnlineTeacher, check_tokens
 from sadkern.teacher.source import Example
 from sadkern.topk import topk_logprobs
@@ -195,12 +195,11 @@ class DistantTeacher:
         assert facts is not None
         k, self.temperature, scale, softcap, embeddings = facts.tolist()
         self.k, self.embeddings = int(k), int(embeddings)
-        self._heads: dict[torch.device, Projection] = {}
         if not self.k:
             weight, bias = link.receive(link.own_teacher, 2)
             assert weight is not None
             nothing = weight.new_empty(0, weight.shape[1])
-            self._heads[weight.device] = Projection(nothing, weight, bias, scale, softcap or None)
+            self._heads = Heads(Projection(nothing, weight, bias, scale, softcap or None))
 
     def __call__(self, rows: Tensor, **inputs: Any) -> Side:
         """See `TeacherSource`."""
@@ -220,9 +219,7 @@ class DistantTeacher:
             assert ids is not None
             assert logprobs is not None
             return moved(TopK(ids, logprobs, *rest), rows.device)
-        if rows.device not in self._heads:
-            self._heads[rows.device] = moved(next(iter(self._heads.values())), rows.device)
-        return replace(self._heads[rows.device], hidden=first.to(rows.device))
+        return self._heads.of(first.to(rows.device))
 
     def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
         """ValueError: a token that it has no embedding of, or another temperature than its own."""

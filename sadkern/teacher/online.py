@@ -14,7 +14,8 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 from sadkern.forward import head_projection, output_head, supervised_hidden
-from sadkern.sides import Projection, moved, vocabulary
+from sadkern.sides import Projection, vocabulary
+from sadkern.teacher.heads import Heads
 from sadkern.teacher.source import Example
 
 
@@ -43,12 +44,12 @@ class OnlineTeacher:
             offloaded = hasattr(output_head(model), "_hf_hook")
             tensors = [head.weight, *([] if head.bias is None else [head.bias])]
             weight, *bias = [x.clone() if offloaded else x for x in tensors]
-        self._heads = {weight.device: replace(head, weight=weight, bias=bias[0] if bias else None)}
+        self._heads = Heads(replace(head, weight=weight, bias=bias[0] if bias else None))
 
     @property
     def head(self) -> Projection:
         """What its logits are made with, of no rows."""
-        return next(iter(self._heads.values()))
+        return self._heads.own
 
     @property
     def embeddings(self) -> int:
@@ -61,8 +62,6 @@ class OnlineTeacher:
         sequences, length = inputs["input_ids"].shape
         size = self.batch_size or max(sequences, 1)
         device = rows.device
-        if device not in self._heads:
-            self._heads[device] = moved(self.head, device)
         where = next((x.device for x in self.model.parameters() if not x.is_meta), device)
         begins = range(0, sequences, size)
         edges = torch.searchsorted(rows, torch.tensor([b * length for b in begins], device=device))
@@ -73,7 +72,7 @@ class OnlineTeacher:
                 part = {name: x[begin : begin + size].to(where) for name, x in inputs.items()}
                 own = rows[start:stop] - begin * length
                 hidden.append(supervised_hidden(self.model, own, **part).to(device))
-        return replace(self._heads[device], hidden=torch.cat(hidden))
+        return self._heads.of(torch.cat(hidden))
 
     def facts(self) -> dict[str, Any]:
         """Of the `Identity` of what it says."""

@@ -100,8 +100,8 @@ def check(path: Path, drop: bool) -> int:
     for fault in faults:
         print(fault)
     if not faults:
-        store = read_manifest(path)["shards"]
-        print(f"{path}: {len(store)} shards, every byte as it was written")
+        shards = read_manifest(path)["shards"]
+        print(f"{path}: {len(shards)} shards, every byte as it was written")
     elif drop:
         for name in drop_damaged(path):
             print(f"dropped {name}: the `sadkern cache` command that made it makes it again")

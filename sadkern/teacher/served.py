@@ -193,11 +193,15 @@ class ServedTeacher:
 
 
 def _topk(rows: list[Entries], width: int) -> tuple[Tensor, Tensor]:
-    """ids and logprobs `[M, width]`, the likeliest first."""
+    """ids and logprobs `[M, width]`, the likeliest first; M may be 0."""
     ids, logprobs = [], []
     for row in rows:
         best = sorted(row.items(), key=lambda pair: (-pair[1], pair[0]))[:width]
         lacking = width - len(best)
         ids.append([i for i, _ in best] + [-1] * lacking)
         logprobs.append([x for _, x in best] + [float("-inf")] * lacking)
-    return torch.tensor(ids, dtype=torch.int32), torch.tensor(logprobs, dtype=torch.float32)
+    shape = len(rows), width
+    return (
+        torch.tensor(ids, dtype=torch.int32).view(shape),
+        torch.tensor(logprobs, dtype=torch.float32).view(shape),
+    )
