@@ -55,21 +55,21 @@ def run(
     max_turns: int = 50,
     max_invalid: int | None = None,
 ) -> list[Episode]:
-    """Plays what the log in `output` has not; all of its episodes of these tasks."""
-    log = Log(output / LOG)
+    """Plays what the log in `output` has not; all of its episodes of these tasks. BusyError:
+    another run plays into it."""
     wanted = {
         (task.env, task.name, sample): task for task in tasks for sample in range(samples)
     }  # fmt: skip
-    left = [key for key in wanted if key not in log]
-
-    def running() -> Iterator[Running]:
-        for key in left:
-            env = wanted[key].make()
-            yield Running(env, max_turns=max_turns, max_invalid=max_invalid, sample=key[-1])
-
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Log(output / LOG) as log, Progress(*columns, console=console) as progress:
+        left = [key for key in wanted if key not in log]
+
+        def running() -> Iterator[Running]:
+            for key in left:
+                env = wanted[key].make()
+                yield Running(env, max_turns=max_turns, max_invalid=max_invalid, sample=key[-1])
+
         bar = progress.add_task("playing", total=len(wanted), completed=len(wanted) - len(left))
         won = sum(episode.success for episode in log.episodes)
         for episode in play_together(running(), agent, batch_size):
