@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -471,6 +474,63 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_needed():
     ahead.close()
     (last,) = [batch["teacher"] for batch in Ahead(source, 1).over(iter(batches(1)))]
     assert last.result().shape == (1, 1)
+
+
+def test_what_was_dropped_says_so_and_the_next_run_is_no_further_ahead():
+    """Those that were closed upon, whether made, waiting for room or queued, count for no other."""
+    made = []
+
+    def source(rows, **inputs):
+        made.append(inputs["input_ids"].item())
+        return torch.zeros(1, 1)
+
+    ahead = Ahead(source, 2)
+    begun = [ahead._begin(batch) for batch in batches(6)]
+    begun[1]._future.result()
+    ahead.close()
+    assert made == [0, 1]
+    for signal in begun[:2]:
+        assert signal.result().shape == (1, 1)
+    for signal in begun[2:]:
+        with pytest.raises(RuntimeError, match="closed while a batch was waiting for it"):
+            signal.result()
+    made.clear()
+    begun = [ahead._begin(batch) for batch in batches(6)]
+    begun[1]._future.result()
+    time.sleep(0.2)  # in which a third would be made
+    assert made == [0, 1]
+    begun[0].result()
+    begun[2]._future.result()
+    assert made == [0, 1, 2]
+    ahead.close()
+
+
+class Stream:
+    """Of a device that is not there; each counts."""
+
+    made = 0
+
+    def __init__(self, device):
+        type(self).made += 1
+
+    def wait_event(self, event):
+        pass
+
+
+def test_a_device_has_one_stream_for_all_batches(monkeypatch):
+    """The allocator keeps what a stream has freed for that stream."""
+    event = SimpleNamespace(record=lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream)
+    ahead = Ahead(lambda rows, **inputs: torch.zeros(1, 1), 2)
+    for _ in range(2):
+        for index in (0, 0, 1, 0):
+            batch = {"rows": SimpleNamespace(device=torch.device("cuda", index))}
+            ahead._begin(batch)._future.result()
+            ahead.close()
+    assert Stream.made == 2
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
