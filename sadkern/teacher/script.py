@@ -55,13 +55,12 @@ def write(
     examples = prepare(records, texts, **reading)
     if server:
         teacher: Any = ServedTeacher(server, model=model, tokenizer=texts, k=k, **serving)
-        teacher.expect(examples, tokenizer=texts, temperature=temperature)
         device = torch.device("cpu")
     else:
         assert model is not None
         teacher = load_teacher(model, device=device, sample=examples, **loading)
-    store = store_for(output, teacher, texts, mode=mode, k=k, temperature=temperature)
     teacher.expect(examples, tokenizer=texts, temperature=temperature)
+    store = store_for(output, teacher, texts, mode=mode, k=k, temperature=temperature)
     added = build(
         store, examples, teacher, batch_size=batch_size, shard_bytes=int(shard_mib * 2**20),
         device=device, share=(rank, ranks),
