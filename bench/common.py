@@ -6,7 +6,6 @@ the ratio of their medians.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sadkern.demo.hardware import hardware
+from sadkern.files import write_json
 
 Run = Callable[[], object]
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,9 +38,7 @@ def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
 def record(name: str, tables: Mapping[str, object]) -> None:
     """Keeps tables as bench/results/NAME.json, with the hardware and the versions they are of."""
     kept = {"hardware": hardware(), "versions": versions(), "tables": tables}
-    path = ROOT / "bench" / "results" / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(kept, indent=1) + "\n")
+    write_json(ROOT / "bench" / "results" / f"{name}.json", kept)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import cpu_offload
 from small_models import V, small_model
-from test_train import repeatable, trainer_for
+from small_trainers import repeatable, trainer_for
 
 from sadkern import Projection, TopK, span_kl, topk_logprobs
 from sadkern.data import SpanCollator
-from sadkern.store import DamagedError, IdentityError, Store
+from sadkern.store import DamagedError, Identity, IdentityError, Store
 from sadkern.store.care import verify
 from sadkern.store.codec import STEPS
+from sadkern.store.shard import Shard
 from sadkern.teacher import CachedTeacher, MissingError, OnlineTeacher, build, store_for
 from sadkern.teacher.ahead import Ahead
 from sadkern.teacher.load import load_teacher, quantization_loss, said
@@ -216,6 +220,55 @@ def test_what_is_missing_is_told_before_the_first_step(tmp_path, examples, teach
     more = [{**examples[0], "span_ids": [1] * (len(examples[0]["span_ids"]) - 1) + [0]}]
     with pytest.raises(MissingError, match="1 of 1 trajectories"):
         source.expect(more, tokenizer=tokenizer, temperature=1.0)
+
+
+@pytest.mark.parametrize("mode", ["topk", "sampled", "hidden"])
+@pytest.mark.parametrize("through", [False, True])
+def test_a_batch_without_rows_has_a_signal_of_none(
+    tmp_path, examples, teacher, tokenizer, mode, through
+):
+    """As a rank has it whose last batch of an evaluation is only filled up."""
+    source = cached(tmp_path, examples, teacher, tokenizer, mode=mode, k=5)
+    if through:
+        source = CachedTeacher(tmp_path, teacher, tokenizer=tokenizer, mode=mode, k=5)
+    rows, inputs, kinds = batch_of(examples)
+    signal = source(rows[:0], **inputs)
+    if mode == "hidden":
+        assert signal.hidden.shape == (0, 24)
+        assert torch.equal(signal.weight, teacher.head.weight)
+    else:
+        assert signal.ids.shape == signal.logprobs.shape == (0, 5)
+    student = torch.randn(0, V, requires_grad=True)
+    out = span_kl(student, signal, kinds[:0])
+    out.loss.backward()
+    assert out.loss.item() == 0
+    assert source(rows, **inputs) is not None
+
+
+def test_each_trajectory_is_read_once_a_batch(tmp_path, examples, teacher, tokenizer, monkeypatch):
+    source, read = cached(tmp_path, examples, teacher, tokenizer), []
+    original = Shard.read
+    monkeypatch.setattr(Shard, "read", lambda shard, i: read.append(i) or original(shard, i))
+    rows, inputs, _ = batch_of(examples)
+    source(rows, **inputs)
+    assert len(read) == len(examples)
+
+
+def test_a_source_that_does_not_say_who_it_is_is_not_kept(tmp_path, teacher, tokenizer):
+    def source(rows, **inputs):
+        return teacher(rows, **inputs)
+
+    with pytest.raises(ValueError, match=r"a function has no facts.*: expected an OnlineTeacher"):
+        CachedTeacher(tmp_path / "c", source, tokenizer=tokenizer)
+    assert not (tmp_path / "c").exists()
+
+
+def test_hidden_states_without_their_head_are_told(tmp_path, examples, teacher):
+    """A store that was killed when it was made."""
+    Store.create(tmp_path, Identity("hidden", k=None, temperature=None, vocab=V))
+    rows, inputs, _ = batch_of(examples)
+    with pytest.raises(DamagedError, match="has no head beside its hidden states: expected"):
+        CachedTeacher(tmp_path)(rows[:0], **inputs)
 
 
 class Counted:
@@ -421,6 +474,63 @@ def test_what_goes_wrong_ahead_is_raised_where_it_is_needed():
     ahead.close()
     (last,) = [batch["teacher"] for batch in Ahead(source, 1).over(iter(batches(1)))]
     assert last.result().shape == (1, 1)
+
+
+def test_what_was_dropped_says_so_and_the_next_run_is_no_further_ahead():
+    """Those that were closed upon, whether made, waiting for room or queued, count for no other."""
+    made = []
+
+    def source(rows, **inputs):
+        made.append(inputs["input_ids"].item())
+        return torch.zeros(1, 1)
+
+    ahead = Ahead(source, 2)
+    begun = [ahead._begin(batch) for batch in batches(6)]
+    begun[1]._future.result()
+    ahead.close()
+    assert made == [0, 1]
+    for signal in begun[:2]:
+        assert signal.result().shape == (1, 1)
+    for signal in begun[2:]:
+        with pytest.raises(RuntimeError, match="closed while a batch was waiting for it"):
+            signal.result()
+    made.clear()
+    begun = [ahead._begin(batch) for batch in batches(6)]
+    begun[1]._future.result()
+    time.sleep(0.2)  # in which a third would be made
+    assert made == [0, 1]
+    begun[0].result()
+    begun[2]._future.result()
+    assert made == [0, 1, 2]
+    ahead.close()
+
+
+class Stream:
+    """Of a device that is not there; each counts."""
+
+    made = 0
+
+    def __init__(self, device):
+        type(self).made += 1
+
+    def wait_event(self, event):
+        pass
+
+
+def test_a_device_has_one_stream_for_all_batches(monkeypatch):
+    """The allocator keeps what a stream has freed for that stream."""
+    event = SimpleNamespace(record=lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Event", lambda: event)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream)
+    ahead = Ahead(lambda rows, **inputs: torch.zeros(1, 1), 2)
+    for _ in range(2):
+        for index in (0, 0, 1, 0):
+            batch = {"rows": SimpleNamespace(device=torch.device("cuda", index))}
+            ahead._begin(batch)._future.result()
+            ahead.close()
+    assert Stream.made == 2
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])

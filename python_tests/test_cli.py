@@ -148,6 +148,39 @@ def test_errors_are_told_in_a_line_before_a_model_is_loaded(files, options, mess
     assert "Traceback" not in done.output
 
 
+@pytest.mark.parametrize(
+    ("student", "options", "message"),
+    [
+        ("student", ["--teacher_cache", "nowhere"], "nowhere is no cache, it has no manifest.json"),
+        ("student", ["--teacher_model_name_or_path", "./nowhere"], "./nowhere"),
+        ("./nowhere", ["--hard_labels"], "./nowhere"),
+    ],
+)
+def test_what_is_not_there_is_told_in_a_line(files, student, options, message, monkeypatch):
+    monkeypatch.chdir(files)
+    done = sadkern(
+        "train", "--model_name_or_path", student, "--dataset_name", "train.jsonl",
+        "--output_dir", "out", "--use_cpu", *options,
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "sadkern train: error: " in done.output
+    assert message in done.output
+
+
+def test_what_a_teacher_cannot_answer_is_refused_before_a_cache_of_it_is_made(files):
+    """A tokenizer with more tokens than the teacher has embeddings of."""
+    larger = small_tokenizer()
+    larger.add_tokens(["mug"])
+    larger.save_pretrained(files / "larger")
+    done = sadkern(
+        "cache", "--model", files / "teacher", "--tokenizer", files / "larger",
+        "--data", files / "train.jsonl", "--output", files / "cache",
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "is beyond the teacher's 300 embeddings" in done.output
+    assert not (files / "cache").exists()
+
+
 def test_help_teaches(tmp_path):
     done = sadkern("train", "--help")
     assert done.exit_code == 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import RECORDS, small_model, small_tokenizer
-from test_train import trainer_for
+from small_trainers import trainer_for
 
 from sadkern import TopK, topk_logprobs
 from sadkern.data import SpanCollator, inputs_of, prepare
@@ -80,9 +80,12 @@ def losses(folder: Any, teacher: Any, **settings: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_a_trainer_learns_from_it(several, address, tmp_path):
-    found, answered = several.run(2, trained, address, tmp_path / "distant", None)
-    assert found == losses(tmp_path / "here", OnlineTeacher(small_model(1)))
+@pytest.mark.parametrize("k", [None, 7])
+def test_a_trainer_learns_from_it(several, address, tmp_path, k):
+    found, answered = several.run(2, trained, address, tmp_path / "distant", k)
+    here: Any = OnlineTeacher(small_model(1))
+    source = here if k is None else lambda rows, **x: topk_logprobs(here(rows, **x), k)
+    assert found == losses(tmp_path / "here", source)
     assert answered >= 4  # and what it had begun ahead
 
 
@@ -111,6 +114,81 @@ def test_what_it_cannot_answer_is_refused_and_it_goes_on(several, address):
     assert re.search(r"temperature=1.0, and the teacher at .* tells .* at 2.0", temperature)
     assert re.search("the teacher at .* has no answer: IndexError", batch)
     assert answered == 2
+
+
+def unsendable(rank: int, address: str) -> Any:
+    link = Link(address, rank=rank, students=1, timeout=BEFORE_LONG)
+    if rank:
+        return teach(OnlineTeacher(small_model(1)), link)
+    said = []
+    rows, ids = torch.tensor([0]), torch.tensor([[9, 3]])
+    ones = torch.ones_like(ids)
+    with DistantTeacher(link) as teacher:
+        for inputs in (
+            {"attention_mask": ones.bool()},
+            {"attention_mask": ones, "position_ids": ones},
+            {"token_type_ids": ones},
+        ):
+            with pytest.raises(ValueError, match="expected") as raised:
+                teacher(rows, input_ids=ids, **inputs)
+            said.append(str(raised.value))
+        # Nothing of them has gone out that would be taken for the next.
+        answer = teacher(rows, input_ids=ids, attention_mask=ones)
+    return said, slots(answer)
+
+
+def test_what_cannot_be_sent_is_refused_before_any_of_it_is(several, address):
+    (said, got), answered = several.run(2, unsendable, address)
+    assert "torch.bool cannot be sent: expected one of float32, bfloat16" in said[0]
+    assert "input_ids with attention_mask and position_ids: expected at most one of" in said[1]
+    assert "input_ids with token_type_ids: expected at most one of" in said[2]
+    assert answered == 1
+    expected = OnlineTeacher(small_model(1))(torch.tensor([0]), input_ids=torch.tensor([[9, 3]]))
+    for x, y in zip(got, slots(expected), strict=True):
+        assert (x is None and y is None) or torch.equal(x, y)
+
+
+def malformed(rank: int, address: str, messages: list[list[int]], largest: int) -> Any:
+    """What the one says to whom the other sends those numbers in place of its facts."""
+    link = Link(address, rank=rank, students=1, timeout=BEFORE_LONG, largest=largest)
+    if rank:
+        for message in messages:
+            link._wait(0, link._group.send, torch.tensor(message))
+        return link.receive(0, 1)
+    try:
+        with pytest.raises(LinkError) as raised:
+            DistantTeacher(link)
+    finally:
+        link.send(1, None)
+    return str(raised.value)
+
+
+SAME = "expected the same sadkern on both ends"
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([[0]], f"the shape of a tensor in 0 numbers: {SAME}"),
+        ([[1 << 50]], f"the shape of a tensor in 1125899906842624 numbers: {SAME}"),
+        ([[2], [6, 3]], f"a tensor of kind 6 and shape [3]: {SAME}"),
+        ([[2], [-1, 3]], f"a tensor of kind -1 and shape [3]: {SAME}"),
+        ([[2], [0, -4]], f"a tensor of kind 0 and shape [-4]: {SAME}"),
+        ([[2], [5, 4], [1, 2, 3, 4]], f"a tensor [4] in place of 5 numbers: {SAME}"),
+        ([[1], [-1]], f"nothing in place of 5 numbers: {SAME}"),
+        (
+            [[2], [3, 13]],
+            "a tensor of torch.float64 [13], which are 104 bytes: expected at most largest=100, or "
+            "a link with a larger one",
+        ),
+        ([[4], [0, 0, 1 << 40, 1 << 40]], "which are 4,835,703,278,458,516,698,824,704 bytes"),
+        ([[3], [0, 1 << 40, 1 << 40]], "which are 4,835,703,278,458,516,698,824,704 bytes"),
+    ],
+)
+def test_what_is_no_message_is_told(several, address, messages, said):
+    told, _ = several.run(2, malformed, address, messages, 100)
+    assert told.startswith(f"rank 1 of the link at {address} sent ")
+    assert said in told
 
 
 def left_alone(rank: int, address: str) -> Any:

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 from sadkern.data import prepare
 from sadkern.evaluate import script
 from sadkern.evaluate.environments.hotpotqa import HotPotQA
-from sadkern.evaluate.episode import Log
+from sadkern.evaluate.episode import read
 from sadkern.evaluate.play import Move
 from sadkern.evaluate.scripted import perfect
 from sadkern.evaluate.tasks import tasks_of
+from sadkern.files import BusyError
 from sadkern.spans import segment
 
 
@@ -57,7 +58,7 @@ def test_an_interrupted_run_goes_on(tmp_path, games):
     assert [episode.success for episode in whole].count(True) == 4
     with pytest.raises(KeyboardInterrupt):
         script.run(Knowing(lives=3), tasks, tmp_path / "cut", samples=2, batch_size=2)
-    before = Log(tmp_path / "cut" / script.LOG).episodes
+    before = list(read([tmp_path / "cut" / script.LOG]))
     assert 0 < len(before) < 6
     rest = script.run(Knowing(), tasks, tmp_path / "cut", samples=2, batch_size=2)
     assert rest[: len(before)] == before
@@ -69,6 +70,19 @@ def test_an_interrupted_run_goes_on(tmp_path, games):
     kept = [json.loads(line) for line in lines]
     assert {line["id"] for line in kept} == {f"hotpotqa:{i}:{n}" for i in (0, 2) for n in (0, 1)}
     assert all("Action: Finish[" in line["text"] for line in kept)
+
+
+def test_a_second_run_into_the_same_folder_is_refused_and_the_first_goes_on(tmp_path, games):
+    tasks = tasks_of("hotpotqa", games, None, 0)
+    known = Knowing()
+
+    def agent(episodes):
+        with pytest.raises(BusyError, match=r"episodes.jsonl is being written by another process"):
+            script.run(Knowing(), tasks, tmp_path)
+        return known(episodes)
+
+    assert len(script.run(agent, tasks, tmp_path)) == 3
+    assert len(list(read([tmp_path / script.LOG]))) == 3
 
 
 def by_whole_logits(student, teacher, episode):
@@ -111,7 +125,7 @@ def test_the_commands(tmp_path, games):
         scores = json.loads((tmp_path / "out" / script.SCORES).read_text())["scores"]["hotpotqa"]
         expected = [
             by_whole_logits(tmp_path / "model", tmp_path / teacher, one)
-            for one in Log(tmp_path / "out" / script.LOG).episodes
+            for one in read([tmp_path / "out" / script.LOG])
         ]
         for number, name in enumerate(("reason KL", "act KL")):
             values = [one[number] for one in expected if one[number] is not None]
@@ -121,7 +135,7 @@ def test_the_commands(tmp_path, games):
     done = sadkern("generate", *common, "--output", tmp_path / "kept", "--samples", 2)
     assert done.exit_code == 0, done.output
     assert "0 of 6 succeeded" in done.output
-    assert len(Log(tmp_path / "kept" / script.LOG).episodes) == 6
+    assert len(list(read([tmp_path / "kept" / script.LOG]))) == 6
 
 
 @pytest.mark.parametrize("env", ["alfworld", "hotpotqa", "webshop"])

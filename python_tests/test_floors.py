@@ -28,7 +28,7 @@ FLOORS = [
     ["backends", "reduction", "tiles"],
     ["ranks", "dtensors"],
     ["sides"],
-    ["_C", "_version"],
+    ["files", "_C", "_version"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 KERNEL_HALF = {

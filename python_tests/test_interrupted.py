@@ -116,18 +116,19 @@ def test_killed_before_any_operation_on_a_file_the_store_is_the_same(tmp_path, w
     assert last > 60  # kills
 
 
-def test_several_processes_share_the_work_and_outlive_a_killed_one(tmp_path, workers):
+@pytest.mark.parametrize("mode", ["topk", "hidden"])
+def test_several_processes_share_the_work_and_outlive_a_killed_one(tmp_path, workers, mode):
     """Whichever takes which shard, each is made once and by one of them."""
     whole, shared = tmp_path / "whole", tmp_path / "shared"
-    assert workers[0].run(str(whole))
+    assert workers[0].run(str(whole), mode)
     rng = random.Random(0)
     for _ in range(3):
         for rank, worker in enumerate(workers):
-            worker.start(str(shared), "topk", rank, 3)
+            worker.start(str(shared), mode, rank, 3)
         time.sleep(rng.uniform(0.05, 0.3))
         workers[0].kill()
         for worker in workers:
             worker.join()
-    assert workers[0].run(str(shared))
+    assert workers[0].run(str(shared), mode)
     assert verify(shared) == []
     assert content(shared) == content(whole)

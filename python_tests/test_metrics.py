@@ -10,6 +10,7 @@ import pytest
 from sadkern.evaluate import metrics
 from sadkern.evaluate.episode import Episode, Log, Turn, read
 from sadkern.evaluate.metrics import cot_match, summary
+from sadkern.files import BusyError
 
 
 def episode(env, task, *turns, success, reward=None, **more):
@@ -99,41 +100,82 @@ def test_intervals_hold_the_mean_as_often_as_they_say():
 
 
 def test_a_log_gives_back_what_was_written(tmp_path):
-    log = Log(tmp_path / "new" / "run.jsonl")
-    for one in STUDENT:
-        log.append(one)
-    assert list(read([log.path])) == STUDENT
-    again = Log(log.path)
-    assert ("hotpotqa", "q2", 0) in again
-    assert ("hotpotqa", "q2", 1) not in again
+    path = tmp_path / "new" / "run.jsonl"
+    with Log(path) as log:
+        for one in STUDENT:
+            log.append(one)
+            assert list(read([path])) == log.episodes  # also while it is written
+    with Log(path) as again:
+        assert ("hotpotqa", "q2", 0) in again
+        assert ("hotpotqa", "q2", 1) not in again
     assert STUDENT[0].text == (
         "Thought: the mug is near the sink\nAction: go to sink 1\nObservation: seen.\n"
         "Thought: now I take it\nAction: take mug 1 from sink 1\nObservation: seen.\n"
     )
 
 
+def written(path, episodes):
+    with Log(path) as log:
+        for one in episodes:
+            log.append(one)
+
+
 @pytest.mark.parametrize("cut", [1, 20, 60])
 def test_a_line_cut_short_is_written_anew(tmp_path, cut):
     path = tmp_path / "run.jsonl"
     for one in STUDENT[:3]:
-        Log(path).append(one)
+        written(path, [one])
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    log = Log(path)
-    assert log.episodes == list(read([path])) == STUDENT[:2]
-    assert path.read_bytes() == whole[:-cut]  # reading changes nothing
-    log.append(STUDENT[2])
+    with Log(path) as log:
+        assert log.episodes == list(read([path])) == STUDENT[:2]
+        assert path.read_bytes() == whole[:-cut]  # reading changes nothing
+        log.append(STUDENT[2])
     assert path.read_bytes() == whole
 
 
-def test_a_line_that_is_no_episode_is_named(tmp_path):
+WRONG = ["{", "[]", json.dumps({"env": "alfworld", "turns": []}), json.dumps({"messages": []})]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_line_that_is_no_episode_is_named(tmp_path, wrong):
     path = tmp_path / "run.jsonl"
-    Log(path).append(STUDENT[0])
-    Log(path).append(STUDENT[1])
+    written(path, STUDENT[:2])
     lines = path.read_text().splitlines()
-    for wrong in ("{", "[]", json.dumps({"env": "alfworld", "turns": []})):
-        path.write_text("\n".join([lines[0], wrong, lines[1]]) + "\n")
-        with pytest.raises(ValueError, match=r"run.jsonl, line 2: no episode"):
-            Log(path)
+    for number, place in ((2, 1), (3, 2)):  # the last one too, which ends
+        path.write_text("\n".join([*lines[:place], wrong, *lines[place:]]) + "\n")
+        before = path.read_bytes()
+        for opened in (Log, lambda path: list(read([path]))):
+            with pytest.raises(ValueError, match=rf"run.jsonl, line {number}: no episode"):
+                opened(path)
+        assert path.read_bytes() == before
     with pytest.raises(FileNotFoundError, match=r"none.jsonl: expected a log of episodes"):
         list(read([tmp_path / "none.jsonl"]))
+
+
+def test_another_file_of_json_is_not_taken_for_a_line_cut_short(tmp_path):
+    path = tmp_path / "trajectories.jsonl"
+    path.write_text(json.dumps({"messages": []}))  # without the end of its line
+    with pytest.raises(ValueError, match=r"trajectories.jsonl, line 1: no episode"):
+        Log(path)
+
+
+def test_a_log_has_one_writer_at_a_time(tmp_path):
+    path = tmp_path / "run.jsonl"
+    with Log(path) as log:
+        log.append(STUDENT[0])
+        with pytest.raises(BusyError, match=r"run.jsonl is being written by another process"):
+            Log(path)
+        log.append(STUDENT[1])
+    written(path, [STUDENT[2]])
+    assert list(read([path])) == STUDENT[:3]
+
+
+def test_an_episode_is_on_the_disk_before_the_next_begins(tmp_path, monkeypatch):
+    path, synced = tmp_path / "run.jsonl", []
+    monkeypatch.setattr("os.fsync", lambda file: synced.append(path.stat().st_size))
+    with Log(path) as log:
+        for count, one in enumerate(STUDENT[:2], 1):
+            log.append(one)
+            assert len(synced) == count
+            assert synced[-1] == path.stat().st_size

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -18,6 +19,7 @@ from sadkern import span_kl, topk_logprobs
 from sadkern.data import SpanCollator, prepare
 from sadkern.store import Store
 from sadkern.teacher import CachedTeacher, OnlineTeacher, ServedTeacher, ServerError
+from sadkern.teacher import served as teacher_served
 from sadkern.teacher.wire import WIRES, WireError, read
 
 K = 20
@@ -124,6 +126,12 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(json.dumps(answer).encode()[:-9])
             elif fault == "slow":
                 time.sleep(1.5)
+            elif fault == "endless":
+                self.send_response(200)
+                self.end_headers()
+                with suppress(OSError):  # nobody listens any more
+                    while self.wfile.write(b" " * 65536):
+                        pass
             else:
                 self.answer(*fault)
         finally:
@@ -164,6 +172,16 @@ def test_each_row_is_the_models_whichever_server_says_it(server, batch, kind):
     ones = torch.ones(len(rows), dtype=torch.int64)
     assert (span_kl(student, found, ones).per_token
             >= span_kl(student, expected, ones).per_token - 1e-5).all()  # fmt: skip
+
+
+def test_a_batch_without_rows_asks_for_nothing(server, batch):
+    """As a rank has it whose last batch of an evaluation is only filled up."""
+    rows, inputs = batch
+    found = served(server, "vllm")(rows[:0], **inputs)
+    assert found.ids.shape == found.logprobs.shape == (0, K + 1)
+    assert server.asked == 0
+    kinds = torch.ones(0, dtype=torch.int64)
+    assert span_kl(torch.randn(0, MODEL.config.vocab_size), found, kinds).loss.item() == 0
 
 
 def test_tokens_named_by_text_are_those_that_one_token_has(server, batch):
@@ -213,21 +231,53 @@ def test_what_may_pass_is_tried_again(server, batch, kind, fault):
         served(server, kind, tries=2, timeout=1.0, batch_size=8)(rows, **inputs)
 
 
+@pytest.mark.parametrize("status", [302, 400, 404])
 @pytest.mark.parametrize(
     ("body", "said"),
     [
         ({"error": {"message": "greater than max allowed: 20", "code": 400}}, "max allowed: 20"),
         ({"error": "unknown field `bar`"}, "unknown field `bar`"),
         ({"object": "error", "message": "too long", "code": 400}, "too long"),
-        (b"<html>no</html>", "status 400 and no whole JSON"),
+        (b"<html>no</html>", "and no whole JSON"),
     ],
 )
-def test_what_does_not_pass_is_told_at_once(server, batch, body, said):
+def test_what_does_not_pass_is_told_at_once(server, batch, body, said, status):
     rows, inputs = batch
-    server.faults = [(body, 400)]
-    with pytest.raises(ServerError, match=said):
+    server.faults = [(body, status)]
+    with pytest.raises(ServerError, match=rf"status {status}.*{said}"):
         served(server, "vllm", batch_size=8)(rows, **inputs)
     assert server.asked == 1
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://localhost", "http://localhost:port"])
+def test_what_is_no_address_is_told_at_once(batch, caplog, url):
+    rows, inputs = batch
+    with pytest.raises(ServerError, match=rf"{url}/v1/completions is no address: .*expected http"):
+        ServedTeacher(url, model="tiny", pause=0.01)(rows, **inputs)
+    assert "try 2" not in caplog.text
+
+
+def test_an_answer_without_end_is_not_read_to_it(server, batch, monkeypatch):
+    rows, inputs = batch
+    monkeypatch.setattr(teacher_served, "SLACK_BYTES", 1 << 20)
+    server.faults = ["endless"]
+    with pytest.raises(ServerError, match=r"longer than [\d,]+ bytes.*: expected"):
+        served(server, "vllm", batch_size=8)(rows, **inputs)
+    assert server.asked == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_answer_may_be_as_long_as_what_was_asked_for_can_be(server, batch, kind):
+    """Far longer than the tests' own: of tokens that are long, each written in escapes."""
+    rows, inputs = batch
+    whole = served(server, kind)(rows, **inputs)
+
+    def longer(answer):
+        text = json.dumps(answer)
+        return text.replace(", ", "," + " " * 100).encode()
+
+    server.change = longer
+    assert torch.equal(served(server, kind)(rows, **inputs).ids, whole.ids)
 
 
 def shorter(answer):

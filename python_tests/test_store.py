@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from small_models import small_tokenizer
 from small_tokenizers import byte_level
 
+from sadkern.files import BusyError
 from sadkern.store import (
     DamagedError,
     Identity,
     IdentityError,
     Store,
     content_key,
+    directory,
     tokenizer_identity,
 )
 from sadkern.store.care import drop_damaged, merge, verify
@@ -34,7 +36,6 @@ from sadkern.store.codec import (
     high_bits,
     take,
 )
-from sadkern.store.directory import BusyError
 
 # The sizes at which an id's upper bits change, and those of LLaMA, Qwen and Gemma.
 VOCABULARIES = [2, 300, 32000, 65535, 65536, 151936, 262143, 262144, 262208, 1 << 20]
@@ -287,8 +288,6 @@ def test_another_schema_or_no_store_is_told(tmp_path):
     filled(tmp_path, [0])
     with pytest.raises(FileNotFoundError, match=r"is no cache.*expected the --output of"):
         Store.open(tmp_path / "shards")
-    from sadkern.store import directory
-
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     manifest.pop("checksum")
     (tmp_path / "manifest.json").write_bytes(directory._manifest_text({**manifest, "schema": 2}))
@@ -367,6 +366,74 @@ def test_merging_keeps_each_once_in_even_files_and_can_be_repeated(tmp_path):
     Store.create(tmp_path / "d", replace(IDENTITY, temperature=2.0))
     with pytest.raises(IdentityError, match=r"temperature is 1\.0 there and 2\.0 here"):
         merge([tmp_path / "a", tmp_path / "d"], tmp_path / "e")
+
+
+def test_merging_clears_away_what_an_interrupted_one_left_and_nothing_of_one_that_lives(tmp_path):
+    filled(tmp_path / "a", range(3))
+    merged = Store.create(tmp_path / "b", IDENTITY)
+    with merged.writer("merge-killed") as killed:
+        killed.add([record(7)])
+    with merged.writer("merge-lives") as lives:
+        lives.add([record(8)])
+        assert_holds(merge([tmp_path / "a"], tmp_path / "b"), range(3))
+        assert merged.leftovers() == ["merge-lives"]
+        lives.seal()
+    assert_holds(Store.open(tmp_path / "b"), [0, 1, 2, 8])
+
+
+def with_head(path, seed, data):
+    store = Store.create(path, Identity("hidden", k=None, temperature=None, vocab=9))
+    with store.writer(f"shard{seed}") as writer:
+        columns = encode_hidden(np.eye(3)) | {"position": np.arange(3, dtype=np.int32)}
+        writer.add([(content_key([seed]), columns)])
+        writer.seal()
+    if data:
+        store.keep_head(data, {"scale": 2.0})
+    return store
+
+
+def test_merging_hidden_states_brings_their_head_from_whichever_has_it(tmp_path):
+    with_head(tmp_path / "a", 0, None)
+    with_head(tmp_path / "b", 1, b"the head")
+    merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "c")
+    head = merged.manifest["head"]
+    assert head["scale"] == 2.0
+    assert (tmp_path / "c" / head["file"]).read_bytes() == b"the head"
+    assert set(merged) == {content_key([0]), content_key([1])}
+    assert verify(tmp_path / "c") == []
+    (tmp_path / "c" / head["file"]).write_bytes(b"the hear")
+    (fault,) = verify(tmp_path / "c")
+    assert f"{tmp_path / 'c' / head['file']} is damaged" in fault
+    with pytest.raises(DamagedError, match=head["file"]):
+        merge([tmp_path / "c"], tmp_path / "d")
+
+
+def test_merging_into_a_source_leaves_its_head_as_it_is(tmp_path):
+    first = with_head(tmp_path / "a", 0, b"the head")
+    with_head(tmp_path / "b", 1, b"the head")
+    file = tmp_path / "a" / first.manifest["head"]["file"]
+    before = file.stat()
+    merged = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "a")
+    assert set(merged) == {content_key([0]), content_key([1])}
+    assert file.stat().st_ino == before.st_ino  # who has it mapped goes on reading it
+    assert file.read_bytes() == b"the head"
+    assert verify(tmp_path / "a") == []
+
+
+def test_of_several_that_put_a_head_there_one_does(tmp_path, monkeypatch):
+    store, written = with_head(tmp_path, 0, None), []
+    original = directory.write_whole
+    monkeypatch.setattr(
+        directory, "write_whole", lambda path, data: written.append(path) or original(path, data)
+    )
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(
+            lambda _: Store.open(tmp_path).keep_head(b"it", {"scale": 1.0}), range(8)
+        ):
+            pass
+    assert [path.name.split("-")[0] for path in written].count("head") == 1
+    store.refresh()
+    assert (tmp_path / store.manifest["head"]["file"]).read_bytes() == b"it"
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
     python -m bench.figures            # lists them, and checks that each file holds its figures
     python -m bench.figures --write    # fills in the tables anew
 
-A table stands between `<!-- figures: NAME -->` and `<!-- /figures -->` and is made of its file alone
-(tables.py). A figure within a sentence is an entry of prose.yaml, where `is` leads to it in a JSON
-file and `holds` is what another file says. What looks like a measurement and is neither is an error.
+A table stands between `<!-- figures: NAME -->` and `<!-- /figures -->` and is made of its file
+alone (tables.py). A figure within a sentence is an entry of prose.yaml, where `is` leads to it in a
+JSON file and `holds` is what another file says. What looks like a measurement and is neither is an
+error.
 """
 
 from __future__ import annotations

@@ -174,7 +174,8 @@ def peers() -> Iterator[list[str]]:
     """The README's: a line a job, and where each line is from."""
     yield ["", "PyTorch", "`torch.compile`", "TRL", "Liger", "how"]
     first = rows_of("bench_logits")[0]
-    how = f"[`{LOGITS.removesuffix(' --record')}`](docs/benchmarks.md#logits-in-loss-and-gradient-out)"
+    how = "[`{}`](docs/benchmarks.md#logits-in-loss-and-gradient-out)"
+    how = how.format(LOGITS.removesuffix(" --record"))
     named = f"logits {first['(N, V)']}, {first['dtype']}, CPU"
     yield [named, times(first["x eager"]), times(first["x torch.compile"]), "", "", how]
     found = {row["contestant"]: row for row in rows_of("bench_projection")[:7]}

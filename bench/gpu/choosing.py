@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.gpu.cases import EITHER
 from bench.gpu.report import Row
 from sadkern import backends
+from sadkern.files import write_json
 
 PATH = Path(backends.__file__).with_name("measured.json")
 
@@ -35,5 +36,5 @@ def remember(results: Row, path: Path = PATH) -> int:
     new = measured(results)
     gpus = {row["gpu"] for row in new}
     kept = [row for row in json.loads(path.read_text()) if row["gpu"] not in gpus]
-    path.write_text(json.dumps(kept + new, indent=1) + "\n")
+    write_json(path, kept + new)
     return len(new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from bench.common import table
 from bench.gpu.cases import FLOORS, PARTS
+from sadkern.files import write_json, write_whole
 
 TITLES = {
     "logits": "Logits in, loss and gradient of the logits out",
@@ -203,7 +203,6 @@ def draw(results: Row, path: Path) -> None:
 
 def write(results: Row, folder: Path) -> None:
     """All three files, in place of what an earlier part left there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(results, indent=1) + "\n")
-    (folder / "gpu.md").write_text(markdown(results))
+    write_json(folder / "gpu.json", results)
+    write_whole(folder / "gpu.md", markdown(results).encode())
     draw(results, folder / "gpu.png")

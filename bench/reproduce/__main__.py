@@ -19,8 +19,9 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from bench.reproduce import material, report, students
 from bench.reproduce.study import CELLS, GAMES_SEED, SIZES, Folder
 from sadkern.evaluate.environments import alfworld, alfworld_games
-from sadkern.evaluate.episode import Log
-from sadkern.evaluate.script import LOG, write_json
+from sadkern.evaluate.episode import read
+from sadkern.evaluate.script import LOG
+from sadkern.files import write_json
 
 TEST_GAMES, TEST_SPLIT = 88, "valid_unseen"
 DESCRIPTION = """\
@@ -142,7 +143,7 @@ def set_aside(folder: Folder, cell: str) -> Path | None:
 
 def again(before: Path, after: Path) -> int:
     """0: the same episodes, word for word."""
-    old, new = (Log(path / LOG).episodes for path in (before, after))
+    old, new = (list(read([path / LOG])) for path in (before, after))
     same = sum(a == b for a, b in zip(old, new, strict=True))
     won = [sum(one.success for one in episodes) for episodes in (old, new)]
     print(f"{after.name}: won {won[0]} and {won[1]} of {len(old)}; {same} episodes word for word")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,9 @@ from sadkern.data import prepare
 from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.environments.alfworld_games import game
 from sadkern.evaluate.episode import Episode, Log
+from sadkern.evaluate.episode import read as read_logs
 from sadkern.evaluate.play import play
-from sadkern.store.shard import write_whole
+from sadkern.files import write_whole
 from sadkern.teacher import OnlineTeacher
 from sadkern.teacher.build import build
 from sadkern.teacher.cached import store_for
@@ -44,22 +46,25 @@ PARTS = 2  # of the games, each played by a process
 
 def episodes(folder: Folder, part: int) -> None:
     """Plays every so many-th game, by both agents; those that are there already stay."""
-    logs = {kind: Log(folder.episodes(kind, part)) for kind in ("explored", "wandered")}
-    for index in range(part, GAMES + HELD_OUT, PARTS):
-        env = ALFWorld(game(GAMES_SEED, index))
-        agents = [("explored", 0, explorer(index), 50)]
-        for n in range(WANDERINGS if index < WANDERED else 0):
-            agents.append(("wandered", n, wanderer(env, (index, n)), WANDERED_TURNS))
-        for kind, n, agent, turns in agents:
-            if (env.name, env.task, n) not in logs[kind]:
-                logs[kind].append(play(env, agent, max_turns=turns, sample=n))
-        env.close()
+    with ExitStack() as stack:
+        logs = {
+            kind: stack.enter_context(Log(folder.episodes(kind, part)))
+            for kind in ("explored", "wandered")
+        }
+        for index in range(part, GAMES + HELD_OUT, PARTS):
+            env = ALFWorld(game(GAMES_SEED, index))
+            agents = [("explored", 0, explorer(index), 50)]
+            for n in range(WANDERINGS if index < WANDERED else 0):
+                agents.append(("wandered", n, wanderer(env, (index, n)), WANDERED_TURNS))
+            for kind, n, agent, turns in agents:
+                if (env.name, env.task, n) not in logs[kind]:
+                    logs[kind].append(play(env, agent, max_turns=turns, sample=n))
+            env.close()
 
 
 def played(folder: Folder, kind: str) -> list[Episode]:
     """In the order of their games."""
-    logs = [Log(folder.episodes(kind, part)).episodes for part in range(PARTS)]
-    found = [one for log in logs for one in log]
+    found = read_logs(folder.episodes(kind, part) for part in range(PARTS))
     return sorted(found, key=lambda one: (int(one.task.rsplit("-", 1)[1]), one.sample))
 
 

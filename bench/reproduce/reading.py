@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from bench.reproduce.study import MUON_RATE
 from sadkern.data import SpanCollator
-from sadkern.store.shard import write_whole
+from sadkern.files import write_whole
 
 KEPT = 100  # every so many steps what there is is kept: a run that is killed goes on from there
 BATCH, SORTED = 8, 64  # episodes of a step, of so many that are sorted by length

@@ -25,9 +25,10 @@ from bench.reproduce.study import (
     Cell,
     Folder,
 )
-from sadkern.evaluate.episode import Episode, Log
+from sadkern.evaluate.episode import Episode, read
 from sadkern.evaluate.metrics import Estimate, Tokens, bootstrap, cot_match_rate
-from sadkern.evaluate.script import LOG, tokens_of, write_json
+from sadkern.evaluate.script import LOG, tokens_of
+from sadkern.files import write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
 KL = {"reason KL": "eval_reason/kl", "act KL": "eval_act/kl"}
@@ -68,10 +69,10 @@ def difference(ours: Sequence[dict], theirs: Sequence[dict], metric: str) -> Est
 def gathered(folder: Folder) -> dict[str, Any]:
     """Everything, as it is kept in JSON."""
     tokens = tokens_of(material.tokenizer_of(folder))
-    teacher = Log(folder.teacher / LOG).episodes
+    teacher = list(read([folder.teacher / LOG]))
 
     def numbers(path: Path) -> dict:
-        return per_game(Log(path / LOG).episodes, teacher, tokens)
+        return per_game(list(read([path / LOG])), teacher, tokens)
 
     cells: dict[tuple[str, str], list[Cell]] = {}
     for cell in CELLS:

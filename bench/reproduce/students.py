@@ -23,6 +23,7 @@ from sadkern.evaluate import script
 from sadkern.evaluate.agent import LanguageAgent
 from sadkern.evaluate.environments.alfworld import ALFWorld, games
 from sadkern.evaluate.tasks import Task
+from sadkern.files import write_json
 from sadkern.teacher import CachedTeacher, HardLabels
 from sadkern.train import SADConfig, SADTrainer
 
@@ -49,7 +50,7 @@ def teach(folder: Folder, name: str) -> None:
         model=student, teacher_model=signal, args=SADConfig(**settings(output, 0)),
         eval_dataset=held_out, processing_class=tokenizer,
     ).evaluate()  # fmt: skip
-    script.write_json(output / "measured.json", measured)
+    write_json(output / "measured.json", measured)
     student.save_pretrained(output)
     play(folder, student, output)
 

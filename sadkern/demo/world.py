@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import tempfile
 from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+
+from sadkern.files import write_whole
 
 from . import facts, facts_agent, household, household_agent, shop, shop_agent
 from .agent import Steps
@@ -143,19 +143,6 @@ def to_jsonl(records: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def write(text: str, path: Path) -> None:
-    """Write a file whole or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with open(handle, "w", encoding="ascii", newline="\n") as file:
-            file.write(text)
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write trajectories to a file."""
     parser = argparse.ArgumentParser(
@@ -181,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         records = generate(options.per_env, options.seed)
     except ValueError as error:
         parser.error(f"--per-env {options.per_env} is too many: {error}")
-    write(to_jsonl(records), options.output)
+    write_whole(options.output, to_jsonl(records).encode("ascii"))
     print(f"{len(records)} trajectories written to {options.output}")
 
 

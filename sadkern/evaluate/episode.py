@@ -4,10 +4,13 @@ scored again and goes on where it was interrupted."""
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from sadkern.files import hold
 
 
 @dataclass(frozen=True)
@@ -65,50 +68,61 @@ class Episode:
 
 
 class Log:
-    """Episodes of a run, appended one by one and kept whatever ends the run.
+    """Episodes of a run, appended one by one and kept whatever ends the run. A context: leaving it
+    gives the file free.
 
     ValueError: a line that is no episode, other than a last one that was cut short, which is
-    written anew.
+    written anew. BusyError: another run appends to it.
     """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
-        self.episodes: list[Episode] = []
-        self._keys: set[tuple[str, str, int]] = set()
-        self._whole = self._read() if self.path.exists() else 0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = hold(self.path)
+        try:
+            self.episodes, self._whole = _read(self.path)
+        except BaseException:
+            self._file.close()
+            raise
+        self._keys = {episode.key for episode in self.episodes}
 
-    def _read(self) -> int:
-        """Bytes that are episodes."""
-        whole = 0
-        lines = self.path.read_bytes().splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            try:
-                if not line.endswith(b"\n"):
-                    raise ValueError("it does not end")
-                self._add(episode_of(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
-                if number == len(lines):
-                    break
-                raise ValueError(f"{self.path}, line {number}: no episode ({error})") from None
-            whole += len(line)
-        return whole
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     def __contains__(self, key: tuple[str, str, int]) -> bool:
         return key in self._keys
 
     def append(self, episode: Episode) -> None:
         """On the disk when this returns."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = (json.dumps(asdict(episode), ensure_ascii=False) + "\n").encode()
-        with self.path.open("ab") as file:
-            file.truncate(self._whole)  # of what was cut short
-            file.write(line)
+        self._file.truncate(self._whole)  # of what was cut short
+        self._file.write(line)
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._whole += len(line)
-        self._add(episode)
-
-    def _add(self, episode: Episode) -> None:
         self.episodes.append(episode)
         self._keys.add(episode.key)
+
+
+def _read(path: Path) -> tuple[list[Episode], int]:
+    """A log's episodes, and how many of its bytes they are."""
+    episodes, whole = [], 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            ends = line.endswith(b"\n")  # only the last may not
+            try:
+                episode = episode_of(json.loads(line))
+            except (ValueError, TypeError, KeyError) as error:
+                if not ends and isinstance(error, ValueError):
+                    break  # (what is JSON to its end was not cut short)
+                raise ValueError(f"{path}, line {number}: no episode ({error})") from None
+            if ends:
+                episodes.append(episode)
+                whole += len(line)
+    return episodes, whole
 
 
 def episode_of(record: dict[str, Any]) -> Episode:
@@ -122,4 +136,4 @@ def read(paths: Iterable[Path | str]) -> Iterator[Episode]:
     for path in paths:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: expected a log of episodes")
-        yield from Log(path).episodes
+        yield from _read(Path(path))[0]

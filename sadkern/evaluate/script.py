@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from sadkern.evaluate.episode import Episode, Log, read
 from sadkern.evaluate.metrics import Estimate, summary
 from sadkern.evaluate.play import Running, play_together
 from sadkern.evaluate.tasks import Task
+from sadkern.files import write_json, write_whole
 
 REACT, SHIPPED = "react", Path(__file__).parent / "prompts"
 LOG, SCORES, PLOT, KEPT = "episodes.jsonl", "summary.json", "summary.png", "trajectories.jsonl"
@@ -55,21 +55,21 @@ def run(
     max_turns: int = 50,
     max_invalid: int | None = None,
 ) -> list[Episode]:
-    """Plays what the log in `output` has not; all of its episodes of these tasks."""
-    log = Log(output / LOG)
+    """Plays what the log in `output` has not; all of its episodes of these tasks. BusyError:
+    another run plays into it."""
     wanted = {
         (task.env, task.name, sample): task for task in tasks for sample in range(samples)
     }  # fmt: skip
-    left = [key for key in wanted if key not in log]
-
-    def running() -> Iterator[Running]:
-        for key in left:
-            env = wanted[key].make()
-            yield Running(env, max_turns=max_turns, max_invalid=max_invalid, sample=key[-1])
-
     console = Console(stderr=True)
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with Log(output / LOG) as log, Progress(*columns, console=console) as progress:
+        left = [key for key in wanted if key not in log]
+
+        def running() -> Iterator[Running]:
+            for key in left:
+                env = wanted[key].make()
+                yield Running(env, max_turns=max_turns, max_invalid=max_invalid, sample=key[-1])
+
         bar = progress.add_task("playing", total=len(wanted), completed=len(wanted) - len(left))
         won = sum(episode.success for episode in log.episodes)
         for episode in play_together(running(), agent, batch_size):
@@ -119,22 +119,6 @@ def report(
         plot(found, output / PLOT)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Whole or not at all, and as any reader of JSON takes it: what is no number is null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(one) for key, one in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(one) for one in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begun = path.with_name(f".{path.name}.part")
-    begun.write_text(json.dumps(plain(content), indent=1) + "\n", encoding="utf-8")
-    begun.replace(path)
-
-
 def plot(found: dict[str, dict[str, Estimate]], path: Path) -> None:
     """A panel a metric, a bar an environment, with its interval."""
     import matplotlib
@@ -164,7 +148,7 @@ def keep_successful(episodes: Sequence[Episode], output: Path) -> int:
         for one in kept
     ]  # fmt: skip
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    (output / KEPT).write_text(text, encoding="utf-8")
+    write_whole(output / KEPT, text.encode())
     return len(kept)
 
 

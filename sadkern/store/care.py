@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,10 @@ from typing import Any
 from sadkern.store.codec import Columns
 from sadkern.store.directory import Store, changed_manifest, read_manifest
 from sadkern.store.identity import digest
-from sadkern.store.shard import DamagedError, Shard
+from sadkern.store.shard import DamagedError, Shard, checked
 
 SHARD_BYTES = 128 << 20
+MERGED = "merge-"  # shards that a merge made
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
 
@@ -31,9 +30,11 @@ def verify(path: str | Path, progress: Progress = iter) -> list[str]:
         fault = _fault(path / "shards" / name)
         if fault:
             faults.append(fault)
-    head = manifest.get("head")
-    if head and not _intact(path / head["file"]):
-        faults.append(f"{path / head['file']} is damaged or gone")
+    if head := manifest.get("head"):
+        try:
+            checked(path / head["file"])
+        except DamagedError as error:
+            faults.append(str(error))
     listed = {*manifest["shards"]}
     for file in sorted((path / "shards").iterdir()):
         if file.name not in listed:
@@ -69,15 +70,11 @@ def merge(
     merged = Store.create(output, stores[0].identity)
     for store in stores[1:]:
         merged.require(store.identity)
-    head = stores[0].manifest.get("head")
-    if head:
-        shutil.copyfile(stores[0].path / head["file"], merged.path / head["file"])
-        with changed_manifest(merged.path) as manifest:
-            manifest["head"] = head
-    for name in merged.leftovers():  # of a merge that was interrupted
-        if name.startswith("merge-"):
-            with merged.writer(name) as writer:
-                writer.discard()
+    heads = [store for store in stores if store.manifest.get("head")]
+    if heads and not merged.manifest.get("head"):
+        facts = heads[0].manifest["head"]
+        merged.keep_head(checked(heads[0].path / facts["file"]), facts)
+    merged.adopt(merged.leftovers(MERGED), discard=True)  # of a merge that was interrupted
     best: dict[bytes, Store] = dict.fromkeys(merged, merged)
     for store in stores:
         for key in store:
@@ -98,7 +95,7 @@ def merge(
 
 def _write_group(store: Store, group: list[tuple[bytes, Columns]]) -> None:
     if group:
-        with store.writer("merge-" + digest([key.hex() for key, _ in group])) as writer:
+        with store.writer(MERGED + digest([key.hex() for key, _ in group])) as writer:
             writer.add(group)
             writer.seal()
 
@@ -109,9 +106,3 @@ def _fault(file: Path) -> str | None:
     except DamagedError as error:
         return str(error)
     return None
-
-
-def _intact(file: Path) -> bool:
-    if not file.exists():
-        return False
-    return hashlib.sha256(file.read_bytes()).hexdigest().startswith(file.stem.split("-")[-1])

@@ -24,17 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from sadkern.files import BusyError, clear_halves, hold, write_whole
 from sadkern.store.codec import Columns
 from sadkern.store.identity import Identity, IdentityError, digest
-from sadkern.store.shard import SUFFIX, DamagedError, Shard, write_shard, write_whole
+from sadkern.store.shard import SUFFIX, DamagedError, Shard, named, write_shard
 
 logger = logging.getLogger(__name__)
 SCHEMA = 1
 MANIFEST = "manifest.json"
-
-
-class BusyError(RuntimeError):
-    """Another process is writing the shard of that name."""
 
 
 class Store:
@@ -70,7 +67,7 @@ class Store:
         path = Path(path)
         (path / "shards").mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            (path / f".{MANIFEST}").unlink(missing_ok=True)  # half written, before a kill
+            clear_halves(path)  # all that is written here is written under this lock
             if not (path / MANIFEST).exists():
                 _write_manifest(path, {"identity": asdict(identity), "shards": {}})
         store = cls.open(path, parts=parts)
@@ -111,6 +108,10 @@ class Store:
         shard, i = self._found[key]
         return shard.positions(i)
 
+    def covers(self, key: bytes, positions: np.ndarray) -> bool:
+        """Whether those of a trajectory's rows are all here."""
+        return key in self and bool(np.isin(positions, self.positions(key)).all())
+
     def writer(self, name: str) -> Writer:
         """BusyError: another process is at it."""
         return Writer(self, name)
@@ -128,9 +129,30 @@ class Store:
                 except DamagedError:  # sealed and cleared away since it was listed, or to be redone
                     continue
 
-    def leftovers(self) -> list[str]:
-        """Names under `parts`: of writers that live, or that were killed."""
-        return sorted(folder.name for folder in (self.path / "parts").glob("*") if folder.is_dir())
+    def leftovers(self, prefix: str = "") -> list[str]:
+        """Names under `parts` that begin so: of writers that live, or that were killed."""
+        folders = (self.path / "parts").glob(f"{prefix}*")
+        return sorted(folder.name for folder in folders if folder.is_dir())
+
+    def adopt(self, names: Iterable[str], *, discard: bool = False) -> None:
+        """Seals what writers of those names had added when they were killed, or discards it. One
+        that lives keeps its own."""
+        for name in sorted(names):
+            with suppress(BusyError), self.writer(name) as writer:
+                if discard:
+                    writer.discard()
+                else:
+                    writer.seal()
+
+    def keep_head(self, data: bytes, facts: dict[str, Any]) -> None:
+        """Puts a teacher's head, a file's bytes, beside its hidden states, once: of several
+        processes that do, the first counts."""
+        name = named("head", data)
+        with changed_manifest(self.path) as manifest:
+            if not manifest.get("head"):
+                write_whole(self.path / name, data)
+                manifest["head"] = {**facts, "file": name}
+        self.refresh()
 
     def index(self, shard: Shard) -> None:
         """What is in it can be read from now on."""
@@ -151,12 +173,7 @@ class Writer:
         # Others clear away what they wrote, and `parts` with the last of it: not in between.
         with _locked(store.path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / "lock", "a")  # noqa: SIM115 (held until it is closed)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.close()
-                raise BusyError(f"{self.folder} is being written by another process") from None
+            self._lock = hold(self.folder / "lock")
         store.refresh()  # it may have been sealed a moment ago
         self.parts: dict[bytes, tuple[Shard, int]] = {}
         self._next = 0

@@ -8,7 +8,6 @@ its own, which every reading compares, so that damage is met where it is and not
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from sadkern.files import write_whole
 from sadkern.store.codec import Columns
 
 SUFFIX = ".safetensors"
@@ -83,9 +83,7 @@ class Shard:
 
     def verify(self) -> None:
         """DamagedError: any byte differs from what was written."""
-        found, expected = _hash(self.path.read_bytes()), self.path.stem.split("-")[-1]
-        if found != expected:
-            raise DamagedError(f"{self.path} is damaged: its hash is {found}, not that of its name")
+        checked(self.path)
         for i in range(len(self.keys)):
             self.read(i)
 
@@ -110,24 +108,26 @@ def write_shard(folder: Path, stem: str, records: Iterable[tuple[bytes, Columns]
     checksum = _index_checksum([index[name] for name in INDEX], names)
     metadata = {"index": " ".join([checksum, *names])}
     data = save({**index, **{n: np.concatenate(part) for n, part in parts.items()}}, metadata)
-    path = folder / f"{stem}-{_hash(data)}{SUFFIX}"
+    path = folder / named(stem, data)
     write_whole(path, data)
     return path
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """The file has these bytes or, after a kill or a crash, those it had before."""
-    beside = path.with_name(f".{path.name}")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+def named(stem: str, data: bytes) -> str:
+    """A file's name that ends in a hash of its bytes, by which `checked` knows them again."""
+    return f"{stem}-{_hash(data)}{SUFFIX}"
+
+
+def checked(path: Path) -> bytes:
+    """The bytes of a file that has such a name. DamagedError: they are others, or gone."""
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedError(f"{path} is damaged or gone: {error}") from error
+    found, expected = _hash(data), path.stem.split("-")[-1]
+    if found != expected:
+        raise DamagedError(f"{path} is damaged: its hash is {found}, not that of its name")
+    return data
 
 
 def _hash(data: bytes) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -39,10 +39,8 @@ class Ahead:
     def __init__(self, source: TeacherSource, depth: int):
         self.source, self.depth = source, depth
         self._one_at_a_time = threading.Lock()
-        self._room = threading.Condition()
-        self._made = 0  # signals that were made and not taken
-        self._closed = False
-        self._pool: ThreadPoolExecutor | None = None
+        self._run: Run | None = None
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def __call__(self, batch: dict[str, Any]) -> Side:
         """The signal of a batch, now."""
@@ -61,36 +59,31 @@ class Ahead:
 
     def close(self) -> None:
         """Drops what was begun; it can be used again after that."""
-        with self._room:
-            self._closed = True
-            self._room.notify_all()
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        self._pool, self._closed, self._made = None, False, 0
+        if self._run is not None:
+            self._run.close()
+            self._run = None
 
     def _begin(self, batch: dict[str, Any]) -> Signal:
-        if self._pool is None:
-            # A new thread would take as many for its own arithmetic as the machine has.
-            self._pool = ThreadPoolExecutor(
-                1, "teacher", torch.set_num_threads, (torch.get_num_threads(),)
-            )
+        if self._run is None:
+            self._run = Run(self.depth)
         device = batch["rows"].device
         ready = torch.cuda.Event() if device.type == "cuda" else None
         if ready is not None:
             ready.record(torch.cuda.current_stream(device))
-        return Signal(self, self._pool.submit(self._make, batch, device, ready))
+        run = self._run
+        return Signal(run, run.pool.submit(self._make, run, batch, device, ready))
 
     def _make(
-        self, batch: dict[str, Any], device: torch.device, ready: Any
+        self, run: Run, batch: dict[str, Any], device: torch.device, ready: Any
     ) -> tuple[Side, Any] | None:
-        with self._room:
-            self._room.wait_for(lambda: self._made < self.depth or self._closed)
-            if self._closed:
-                return None
-            self._made += 1
+        if not run.enter():
+            return None
         if ready is None:
             return self(batch), None
-        stream = torch.cuda.Stream(device)
+        # One for all batches: what a stream has freed is kept for that stream alone.
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        stream = self._streams[device]
         stream.wait_event(ready)
         with torch.cuda.stream(stream):
             side = self(batch)
@@ -101,24 +94,44 @@ class Ahead:
             done.record(stream)
         return side, done
 
-    def _taken(self) -> None:
-        with self._room:
-            self._made -= 1
-            self._room.notify_all()
+
+class Run:
+    """From the first signal that is begun to the closing: a thread, and room for `depth` signals
+    that nobody has taken. What is taken later makes room in no other run."""
+
+    def __init__(self, depth: int):
+        # A new thread would take as many for its own arithmetic as the machine has.
+        threads = (torch.get_num_threads(),)
+        self.pool = ThreadPoolExecutor(1, "teacher", torch.set_num_threads, threads)
+        self.room = threading.Semaphore(depth)
+        self.closed = False
+
+    def enter(self) -> bool:
+        """Waits for room; False: closed, and there is nothing to wait for."""
+        if not self.closed:
+            self.room.acquire()
+        return not self.closed
+
+    def close(self) -> None:
+        self.closed = True
+        self.room.release()  # the thread may be waiting for some
+        self.pool.shutdown(cancel_futures=True)
 
 
 class Signal:
     """A signal that is being made."""
 
-    def __init__(self, ahead: Ahead, future: Future[tuple[Side, Any] | None]):
-        self._ahead, self._future = ahead, future
+    def __init__(self, run: Run, future: Future[tuple[Side, Any] | None]):
+        self._run, self._future = run, future
 
     def result(self) -> Side:
         """Waits for it. Whatever the source raised is raised here; RuntimeError: it was dropped."""
         try:
             found = self._future.result()
+        except CancelledError:
+            found = None
         finally:
-            self._ahead._taken()
+            self._run.room.release()
         if found is None:
             raise RuntimeError("the teacher was closed while a batch was waiting for it")
         side, done = found

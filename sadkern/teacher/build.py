@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from sadkern.files import BusyError
 from sadkern.store import Store
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import bytes_per_row
-from sadkern.store.directory import BusyError, Writer
+from sadkern.store.directory import Writer
 from sadkern.store.identity import digest
 from sadkern.teacher.cached import WRITTEN, ask
 from sadkern.teacher.capture import Asked
@@ -48,15 +49,27 @@ def build(
 
     Each batch is on disk before the next begins, and the same call after a kill goes on there: the
     store is then byte for byte that of a run without interruption. Several processes may do this
-    at once, each taking whole shards; `share` (rank, ranks) says where in the data one begins.
+    at once, each taking whole shards.
+
+    Args:
+        store: made for `teacher` by `store_for`.
+        examples: with input_ids and span_ids, as `prepare` gives them.
+        batch_size: trajectories that are asked of it at a time.
+        shard_bytes: about the size of a file.
+        device: where batches are put for it.
+        share: (rank, ranks) says where in the data one of several processes begins.
+
+    Raises:
+        ValueError: the teacher's signal cannot serve the store's mode.
+        DamagedError: a file of the store is not what was written.
+        Whatever the teacher raises; what it had said before that is kept.
     """
     wanted = _unique(examples)
     width = store.identity.k or teacher.head.weight.shape[1]  # type: ignore[attr-defined]
     groups = _groups(wanted, store, width, shard_bytes)
     # Parts of other groups: of other data, or of another size of shard. What they hold is kept.
-    for name in sorted({*store.leftovers()} - {group.name for group in groups}):
-        if not name.startswith(WRITTEN):
-            _try(store, name, lambda writer: writer.seal())
+    others = {*store.leftovers()} - {group.name for group in groups}
+    store.adopt(others.difference(store.leftovers(WRITTEN)))
     store.refresh()
     groups = _groups(wanted, store, width, shard_bytes)
     begin = len(groups) * share[0] // share[1]
@@ -90,15 +103,11 @@ def _unique(examples: Iterable[Example]) -> list[Asked]:
     """In their order, each once."""
     found: dict[bytes, Asked] = {}
     for example in examples:
-        one = Asked.of(example["input_ids"], np.flatnonzero(example["span_ids"]))
+        one = Asked.of_example(example)
         if one.key in found:
             one = one._replace(positions=np.union1d(one.positions, found[one.key].positions))
         found[one.key] = one
     return list(found.values())
-
-
-def _lacks(store: Store, one: Asked) -> bool:
-    return one.key not in store or not np.isin(one.positions, store.positions(one.key)).all()
 
 
 def _groups(wanted: list[Asked], store: Store, width: int, shard_bytes: int) -> list[Group]:
@@ -113,7 +122,9 @@ def _groups(wanted: list[Asked], store: Store, width: int, shard_bytes: int) -> 
             groups.append([])
             size = per_row * len(one.positions)
         groups[-1].append(one)
-    lacking = [[one for one in group if _lacks(store, one)] for group in groups]
+    lacking = [
+        [one for one in group if not store.covers(one.key, one.positions)] for group in groups
+    ]
     return [
         Group(digest([[one.key.hex(), one.positions.tolist()] for one in group]), group)
         for group in lacking

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sadkern.data import SpanCollator, inputs_of
-from sadkern.sides import Projection, TopK, moved, pinned
+from sadkern.sides import Projection, TopK, empty_topk, moved, pinned
 from sadkern.store import Identity, Store, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import Columns
-from sadkern.store.directory import BusyError, Writer
+from sadkern.store.directory import Writer
 from sadkern.teacher.capture import (
     Asked,
     at_positions,
@@ -29,6 +29,7 @@ from sadkern.teacher.capture import (
     load_head,
     save_head,
 )
+from sadkern.teacher.heads import Heads
 from sadkern.teacher.source import Example, Expectant, TeacherSource, trajectories
 
 WRITTEN = "written-"  # shards that training made, one writer a process
@@ -39,6 +40,7 @@ class MissingError(LookupError):
     """A trajectory is not in the store."""
 
 
+@runtime_checkable
 class NamedSource(TeacherSource, Protocol):
     """A source whose signal may be kept."""
 
@@ -79,6 +81,11 @@ def store_for(
 
     ValueError: the source cannot say that. IdentityError: the store there is of another signal.
     """
+    if not isinstance(source, NamedSource):
+        raise ValueError(
+            f"a {type(source).__name__} has no facts(), by which a store knows whose signal it "
+            "keeps: expected an OnlineTeacher, a ServedTeacher, or `facts` beside its call"
+        )
     hidden = mode == "hidden"
     if hidden and not hasattr(source, "head"):
         raise ValueError(
@@ -95,10 +102,6 @@ def store_for(
     return store
 
 
-def _asked(example: Example) -> Asked:
-    return Asked.of(example["input_ids"], np.flatnonzero(example["span_ids"]))
-
-
 class CachedTeacher:
     """Reads a store that `sadkern cache` wrote, or an earlier epoch.
 
@@ -110,10 +113,14 @@ class CachedTeacher:
     Args:
         path: the store.
         source: an `OnlineTeacher`, a `ServedTeacher` or whatever has `facts` beside its call.
-        tokenizer, mode, k, temperature: of a store that `source` is to fill; see `Identity`.
+        tokenizer: of the trajectories; in a store that `source` is to fill, its identity.
+        mode: of such a store: topk, hidden or sampled.
+        k: of such a store: tokens of a row, or draws.
+        temperature: of such a store's log-probabilities.
 
     Raises:
         FileNotFoundError: no store there and no source.
+        ValueError: `source` has no `facts`, or cannot say what `mode` keeps.
         DamagedError: a file is not what was written.
         IdentityError: the store holds another signal than the source's.
     """
@@ -135,48 +142,50 @@ class CachedTeacher:
             self.store = store_for(
                 path, source, tokenizer, mode=mode, k=k, temperature=temperature, parts=True
             )
-            self._adopt()
+            self.store.adopt(self.store.leftovers(WRITTEN))  # of a run that was killed
         self.identity = self.store.identity
-        self._heads: dict[torch.device, Projection | None] = {}
         self._writer: Writer | None = None
         self._bytes = 0
 
     def __call__(self, rows: Tensor, **inputs: Any) -> Projection | TopK:
         """See `TeacherSource`. MissingError: a trajectory is not in the store."""
         asked = [Asked.of(*one) for one in trajectories(rows, **inputs)]
-        missing = [one for one in asked if self._read(one) is None]
-        if missing:
+        found = [self._read(one) for one in asked]
+        if any(columns is None for columns in found):
             self.store.refresh()  # another process may have written it
-            missing = [one for one in missing if self._read(one) is None]
-        if missing and self.source is None:
-            keys = [one.key.hex() for one in missing]
-            raise MissingError(self._told(keys, len(asked)))
-        if missing:
-            self._ask(missing, rows.device)
-        parts = [columns for one in asked if (columns := self._read(one)) is not None]
-        return self._placed(joined(parts), rows.device)
+            missing = [one for one in asked if self._read(one) is None]
+            if missing and self.source is None:
+                keys = [one.key.hex() for one in missing]
+                raise MissingError(self._told(keys, len(asked)))
+            if missing:
+                self._ask(missing, rows.device)
+            found = [self._read(one) for one in asked]
+        return self._placed([columns for columns in found if columns is not None], rows.device)
 
     def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
         """IdentityError: the run would compare with another signal. MissingError: trajectories are
         not in the store, and there is no source."""
-        asked = replace(
+        signal = replace(
             self.identity,
             temperature=None if self.identity.mode == "hidden" else temperature,
             **{} if tokenizer is None else tokenizer_identity(tokenizer, self.identity.tokens),
         )
-        self.store.require(asked)
+        self.store.require(signal)
         if isinstance(self.source, Expectant):
             self.source.expect(examples, tokenizer=tokenizer, temperature=temperature)
         if self.source is None:
+            asked = map(Asked.of_example, examples)
             missing = [
-                f"{i}" for i, one in enumerate(map(_asked, examples)) if not self._covers(one)
+                f"{i}"
+                for i, one in enumerate(asked)
+                if not self.store.covers(one.key, one.positions)
             ]
             if missing:
                 raise MissingError(self._told(missing, len(examples)))
 
     def mean_entropy(self, example: Example) -> float | None:
         """The teacher's, over the supervised rows, in nats; None: they are not all here."""
-        columns = self._read(_asked(example))
+        columns = self._read(Asked.of_example(example))
         return None if columns is None else float(columns["entropy"].mean(dtype=np.float64))
 
     def close(self) -> None:
@@ -190,11 +199,6 @@ class CachedTeacher:
         if one.key not in self.store:
             return None
         return at_positions(self.store.read(one.key), one.positions, self.identity)
-
-    def _covers(self, one: Asked) -> bool:
-        return one.key in self.store and bool(
-            np.isin(one.positions, self.store.positions(one.key)).all()
-        )
 
     def _ask(self, missing: list[Asked], device: torch.device) -> None:
         """Has the source say what is missing, and writes it down."""
@@ -212,20 +216,23 @@ class CachedTeacher:
         if self._bytes >= SHARD_BYTES:
             self.close()
 
-    def _placed(self, columns: Columns, device: torch.device) -> Projection | TopK:
-        if device not in self._heads:
-            head = load_head(self.store)
-            self._heads[device] = None if head is None else moved(head, device)
-        head = self._heads[device]
-        signal = decode(columns, self.identity, head)
-        return moved(pinned(signal) if device.type == "cuda" else signal, device)
+    @cached_property
+    def _heads(self) -> Heads:
+        return Heads(load_head(self.store))
 
-    def _adopt(self) -> None:
-        """Seals what training wrote before it was killed."""
-        for name in self.store.leftovers():
-            if name.startswith(WRITTEN):
-                with suppress(BusyError), self.store.writer(name) as writer:
-                    writer.seal()
+    def _placed(self, parts: list[Columns], device: torch.device) -> Projection | TopK:
+        if parts:
+            signal = decode(joined(parts), self.identity)
+        elif self.identity.mode == "hidden":
+            signal = self._heads.own.hidden
+        else:
+            signal = empty_topk(
+                torch.empty(0), torch.Size([0]), self.identity.k or 1, torch.float32
+            )
+        if isinstance(signal, Tensor):
+            signal = signal.to(self._heads.own.weight.dtype)
+        placed = moved(pinned(signal) if device.type == "cuda" else signal, device)
+        return self._heads.of(placed) if isinstance(signal, Tensor) else placed
 
     def _told(self, names: list[str], total: int) -> str:
         few = ", ".join(names[:NAMED]) + (" .." if len(names) > NAMED else "")

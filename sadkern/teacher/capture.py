@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from sadkern.sides import Projection, Side, TopK, each, first_tensor
@@ -22,8 +21,8 @@ from sadkern.store.codec import (
     encode_topk,
     take,
 )
-from sadkern.store.directory import changed_manifest
-from sadkern.store.shard import write_whole
+from sadkern.store.shard import checked
+from sadkern.teacher.source import Example
 from sadkern.topk import sample_logprobs, topk_logprobs
 
 
@@ -38,6 +37,11 @@ class Asked(NamedTuple):
     @classmethod
     def of(cls, input_ids: Sequence[int] | np.ndarray, positions: np.ndarray) -> Asked:
         return cls(content_key(input_ids), input_ids, positions)
+
+    @classmethod
+    def of_example(cls, example: Example) -> Asked:
+        """All of its supervised rows."""
+        return cls.of(example["input_ids"], np.flatnonzero(example["span_ids"]))
 
     @property
     def seed(self) -> int:
@@ -93,11 +97,10 @@ def between(signal: Side, begin: int, end: int) -> Side:
     return each(signal, lambda tensor: tensor[begin:end])
 
 
-def decode(columns: Columns, identity: Identity, head: Projection | None) -> Projection | TopK:
-    """The signal of all rows of `columns`, on the CPU. `head`: of mode hidden."""
+def decode(columns: Columns, identity: Identity) -> Tensor | TopK:
+    """What all rows of `columns` say, on the CPU: hidden states fp32 `[R, D]`, or a `TopK`."""
     if identity.mode == "hidden":
-        assert head is not None
-        return replace(head, hidden=torch.from_numpy(decode_hidden(columns)).to(head.weight.dtype))
+        return torch.from_numpy(decode_hidden(columns))
     ids, logprobs, tail = decode_topk(columns, identity.vocab)
     entropy = torch.from_numpy(columns["entropy"].copy())
     return TopK(torch.from_numpy(ids), torch.from_numpy(logprobs), torch.from_numpy(tail), entropy)
@@ -124,24 +127,18 @@ def save_head(store: Store, head: Projection) -> None:
     tensors = {"weight": head.weight.detach().cpu().contiguous()}
     if head.bias is not None:
         tensors["bias"] = head.bias.detach().cpu().contiguous()
-    data = save(tensors)
-    name = f"head-{hashlib.sha256(data).hexdigest()[:32]}.safetensors"
-    write_whole(store.path / name, data)
-    with changed_manifest(store.path) as manifest:
-        manifest["head"] = {"file": name, "scale": head.scale, "softcap": head.softcap}
-    store.refresh()
+    store.keep_head(save(tensors), {"scale": head.scale, "softcap": head.softcap})
 
 
-def load_head(store: Store) -> Projection | None:
-    """What `save_head` put there. DamagedError: it is not what was written."""
+def load_head(store: Store) -> Projection:
+    """What `save_head` put there. DamagedError: it is not what was written, or not there."""
     facts: dict[str, Any] | None = store.manifest.get("head")
     if facts is None:
-        return None
-    file = store.path / facts["file"]
-    data = file.read_bytes() if file.exists() else b""
-    if not hashlib.sha256(data).hexdigest().startswith(file.stem.split("-")[1]):
-        raise DamagedError(f"{file} is damaged or gone: its hash is not that of its name")
-    tensors = load_file(file)
+        raise DamagedError(
+            f"{store.path} has no head beside its hidden states: expected the `sadkern cache` that "
+            "made it to be run again"
+        )
+    tensors = load(checked(store.path / facts["file"]))
     weight = tensors["weight"]
     empty = weight.new_empty(0, weight.shape[1])
     return Projection(empty, weight, tensors.get("bias"), facts["scale"], facts["softcap"])

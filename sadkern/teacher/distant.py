@@ -18,17 +18,18 @@ on another kind of device. With `teacher_lookahead` it works while the student i
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from sadkern.sides import Projection, Side, TopK, moved
+from sadkern.teacher.heads import Heads
 from sadkern.teacher.online import OnlineTeacher, check_tokens
 from sadkern.teacher.source import Example
 from sadkern.topk import topk_logprobs
@@ -36,11 +37,13 @@ from sadkern.topk import topk_logprobs
 logger = logging.getLogger(__name__)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int32, torch.int64)
 TIMEOUT = timedelta(minutes=10)
+LARGEST = 16 << 30
+DIMENSIONS = 8  # of a tensor, at most
 FIELDS = ("attention_mask", "position_ids")  # of a batch, beside its tokens, at most one
 
 
 class LinkError(RuntimeError):
-    """The other end is not there, or no longer."""
+    """The other end is not there, or no longer, or does not say what is expected of it."""
 
 
 class Link:
@@ -50,15 +53,18 @@ class Link:
     Args:
         address: "host:port" at which the first teacher waits for all others.
         rank: this process's among both kinds.
-        students, teachers: how many there are.
+        students: how many train.
+        teachers: how many teach.
         timeout: how long one waits for another, from the first meeting to the last message.
+        largest: bytes of a tensor that another may send, for which memory is taken before it comes;
+            the teacher's head, and hidden states of a batch's rows, are to fit.
 
     ValueError: a rank or an address that is none. LinkError: the others have not come in time.
     """
 
     def __init__(
         self, address: str, *, rank: int, students: int, teachers: int = 1,
-        timeout: timedelta = TIMEOUT,
+        timeout: timedelta = TIMEOUT, largest: int = LARGEST,
     ):  # fmt: skip
         host, _, port = address.rpartition(":")
         if not host or not port.isdigit():
@@ -69,6 +75,7 @@ class Link:
                 f"at least, and a rank of 0 to {students + teachers - 1}"
             )
         self.address, self.rank, self.students, self.teachers = address, rank, students, teachers
+        self.largest = largest
         try:
             store = dist.TCPStore(
                 host, int(port), None, rank == students, timeout, wait_for_workers=False
@@ -91,7 +98,12 @@ class Link:
         return self.students + self.rank % self.teachers
 
     def send(self, other: int, *tensors: Tensor | None) -> None:
-        """To rank `other`, from wherever they are."""
+        """To rank `other`, from wherever they are. ValueError: one is of a dtype that is none of
+        `DTYPES`, and nothing was sent."""
+        for x in tensors:
+            if x is not None and x.dtype not in DTYPES:
+                known = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+                raise ValueError(f"a tensor of {x.dtype} cannot be sent: expected one of {known}")
         for x in tensors:
             shape = [-1] if x is None else [DTYPES.index(x.dtype), *x.shape]
             self._wait(other, self._group.send, torch.tensor([len(shape)]))
@@ -102,22 +114,50 @@ class Link:
                 self._wait(other, self._group.send, flat)
 
     def receive(self, other: int, count: int) -> list[Tensor | None]:
-        """What rank `other` has sent, so many."""
+        """What rank `other` has sent, so many. LinkError: it is no message of this kind of link."""
         found: list[Tensor | None] = []
         for _ in range(count):
-            size = torch.zeros(1, dtype=torch.int64)
-            self._wait(other, self._group.recv, size)
-            shape = torch.zeros(int(size), dtype=torch.int64)
-            self._wait(other, self._group.recv, shape)
-            kind, *sizes = shape.tolist()
-            if kind < 0:
+            (size,) = self._numbers(other, 1)
+            if not 1 <= size <= 1 + DIMENSIONS:
+                self._refuse(other, f"the shape of a tensor in {size} numbers")
+            kind, *sizes = self._numbers(other, size)
+            if kind == -1 and not sizes:
                 found.append(None)
                 continue
+            if not 0 <= kind < len(DTYPES) or any(length < 0 for length in sizes):
+                self._refuse(other, f"a tensor of kind {kind} and shape {sizes}")
+            # (Of one without elements too, since torch multiplies what else it has.)
+            size = math.prod(max(length, 1) for length in sizes) * DTYPES[kind].itemsize
+            if size > self.largest:
+                what = f"a tensor of {DTYPES[kind]} {sizes}, which are {size:,} bytes"
+                self._refuse(
+                    other, what, f"at most largest={self.largest:,}, or a link with a larger one"
+                )
             x = torch.empty(sizes, dtype=DTYPES[kind])
             if x.numel():
                 self._wait(other, self._group.recv, x.flatten().view(torch.uint8))
             found.append(x)
         return found
+
+    def receive_numbers(self, other: int, count: int) -> list[float]:
+        """A tensor `[count]` that rank `other` has sent. LinkError: it is another."""
+        (x,) = self.receive(other, 1)
+        if x is None or x.shape != (count,):
+            got = "nothing" if x is None else f"a tensor {list(x.shape)}"
+            self._refuse(other, f"{got} in place of {count} numbers")
+        return x.tolist()
+
+    def _numbers(self, other: int, count: int) -> list[int]:
+        numbers = torch.zeros(count, dtype=torch.int64)
+        self._wait(other, self._group.recv, numbers)
+        return numbers.tolist()
+
+    def _refuse(
+        self, other: int, what: str, expected: str = "the same sadkern on both ends"
+    ) -> NoReturn:
+        raise LinkError(
+            f"rank {other} of the link at {self.address} sent {what}: expected {expected}"
+        )
 
     def _wait(self, other: int, operation: Callable[..., Any], x: Tensor) -> None:
         try:
@@ -150,9 +190,8 @@ def teach(
     left, answered = link.own_students, 0
     while left:
         for student in list(left):
-            (field,) = link.receive(student, 1)
-            assert field is not None
-            if field.item() < 0:
+            (field,) = link.receive_numbers(student, 1)
+            if field < 0:
                 left.remove(student)
                 continue
             rows, ids, other = link.receive(student, 3)
@@ -186,25 +225,30 @@ def _answer(
 class DistantTeacher:
     """The teacher at the other end of a `link`, of a rank that trains: a `TeacherSource`.
 
-    LinkError: it does not answer. RuntimeError: it has refused a batch, and says why.
+    LinkError: it does not answer. RuntimeError: it has refused a batch, and says why. ValueError:
+    a batch cannot be sent, and was not.
     """
 
     def __init__(self, link: Link):
         self.link = link
-        (facts,) = link.receive(link.own_teacher, 1)
-        assert facts is not None
-        k, self.temperature, scale, softcap, embeddings = facts.tolist()
+        facts = link.receive_numbers(link.own_teacher, 5)
+        k, self.temperature, scale, softcap, embeddings = facts
         self.k, self.embeddings = int(k), int(embeddings)
-        self._heads: dict[torch.device, Projection] = {}
         if not self.k:
             weight, bias = link.receive(link.own_teacher, 2)
             assert weight is not None
             nothing = weight.new_empty(0, weight.shape[1])
-            self._heads[weight.device] = Projection(nothing, weight, bias, scale, softcap or None)
+            self._heads = Heads(Projection(nothing, weight, bias, scale, softcap or None))
 
     def __call__(self, rows: Tensor, **inputs: Any) -> Side:
         """See `TeacherSource`."""
-        field = next((i for i, name in enumerate(FIELDS) if name in inputs), 0)
+        beside = [name for name in inputs if name != "input_ids"]
+        if len(beside) > 1 or not {*beside} <= {*FIELDS}:
+            raise ValueError(
+                f"a distant teacher is sent input_ids with {' and '.join(beside)}: expected at "
+                f"most one of {' and '.join(FIELDS)} beside them"
+            )
+        field = FIELDS.index(beside[0]) if beside else 0
         other = inputs.get(FIELDS[field])
         self.link.send(
             self.link.own_teacher, torch.tensor([field]), rows, inputs["input_ids"], other
@@ -220,9 +264,7 @@ class DistantTeacher:
             assert ids is not None
             assert logprobs is not None
             return moved(TopK(ids, logprobs, *rest), rows.device)
-        if rows.device not in self._heads:
-            self._heads[rows.device] = moved(next(iter(self._heads.values())), rows.device)
-        return replace(self._heads[rows.device], hidden=first.to(rows.device))
+        return self._heads.of(first.to(rows.device))
 
     def expect(self, examples: Sequence[Example], *, tokenizer: Any, temperature: float) -> None:
         """ValueError: a token that it has no embedding of, or another temperature than its own."""

@@ -12,7 +12,7 @@ from accelerate import cpu_offload
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from sadkern.data import SpanCollator
+from sadkern.data import SpanCollator, inputs_of
 from sadkern.sides import Projection, moved
 from sadkern.span_kl import span_kl
 from sadkern.teacher.online import OnlineTeacher
@@ -101,7 +101,7 @@ def said(
 ) -> Projection:
     """What `teacher` says of the supervised rows of `examples`."""
     batch = SpanCollator(0)(examples)
-    inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
+    inputs = {name: tensor.to(device) for name, tensor in inputs_of(batch).items()}
     return teacher(batch["rows"].to(device), **inputs)
 
 

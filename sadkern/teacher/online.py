@@ -13,8 +13,9 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from sadkern.forward import head_projection, output_head, supervised_hidden
-from sadkern.sides import Projection, moved, vocabulary
+from sadkern.forward import embeddings, head_projection, output_head, supervised_hidden
+from sadkern.sides import Projection, vocabulary
+from sadkern.teacher.heads import Heads
 from sadkern.teacher.source import Example
 
 
@@ -43,26 +44,23 @@ class OnlineTeacher:
             offloaded = hasattr(output_head(model), "_hf_hook")
             tensors = [head.weight, *([] if head.bias is None else [head.bias])]
             weight, *bias = [x.clone() if offloaded else x for x in tensors]
-        self._heads = {weight.device: replace(head, weight=weight, bias=bias[0] if bias else None)}
+        self._heads = Heads(replace(head, weight=weight, bias=bias[0] if bias else None))
 
     @property
     def head(self) -> Projection:
         """What its logits are made with, of no rows."""
-        return next(iter(self._heads.values()))
+        return self._heads.own
 
     @property
     def embeddings(self) -> int:
         """How many tokens it has an embedding of."""
-        count: int = self.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
-        return count
+        return embeddings(self.model)
 
     def __call__(self, rows: Tensor, **inputs: Any) -> Projection:
         """See `TeacherSource`."""
         sequences, length = inputs["input_ids"].shape
         size = self.batch_size or max(sequences, 1)
         device = rows.device
-        if device not in self._heads:
-            self._heads[device] = moved(self.head, device)
         where = next((x.device for x in self.model.parameters() if not x.is_meta), device)
         begins = range(0, sequences, size)
         edges = torch.searchsorted(rows, torch.tensor([b * length for b in begins], device=device))
@@ -73,7 +71,7 @@ class OnlineTeacher:
                 part = {name: x[begin : begin + size].to(where) for name, x in inputs.items()}
                 own = rows[start:stop] - begin * length
                 hidden.append(supervised_hidden(self.model, own, **part).to(device))
-        return replace(self._heads[device], hidden=torch.cat(hidden))
+        return self._heads.of(torch.cat(hidden))
 
     def facts(self) -> dict[str, Any]:
         """Of the `Identity` of what it says."""

@@ -55,13 +55,12 @@ def write(
     examples = prepare(records, texts, **reading)
     if server:
         teacher: Any = ServedTeacher(server, model=model, tokenizer=texts, k=k, **serving)
-        teacher.expect(examples, tokenizer=texts, temperature=temperature)
         device = torch.device("cpu")
     else:
         assert model is not None
         teacher = load_teacher(model, device=device, sample=examples, **loading)
-    store = store_for(output, teacher, texts, mode=mode, k=k, temperature=temperature)
     teacher.expect(examples, tokenizer=texts, temperature=temperature)
+    store = store_for(output, teacher, texts, mode=mode, k=k, temperature=temperature)
     added = build(
         store, examples, teacher, batch_size=batch_size, shard_bytes=int(shard_mib * 2**20),
         device=device, share=(rank, ranks),
@@ -100,8 +99,8 @@ def check(path: Path, drop: bool) -> int:
     for fault in faults:
         print(fault)
     if not faults:
-        store = read_manifest(path)["shards"]
-        print(f"{path}: {len(store)} shards, every byte as it was written")
+        shards = read_manifest(path)["shards"]
+        print(f"{path}: {len(shards)} shards, every byte as it was written")
     elif drop:
         for name in drop_damaged(path):
             print(f"dropped {name}: the `sadkern cache` command that made it makes it again")

@@ -20,6 +20,9 @@ from sadkern.teacher.wire import WIRES, Entries, WireError, message_of, read
 
 logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 30.0
+# The most that is read of an answer: for each entry asked for (an id, a number, the token's text in
+# escapes) and beside them (a list of models, a proxy's page).
+ENTRY_BYTES, SLACK_BYTES = 1024, 16 << 20
 
 
 class ServerError(RuntimeError):
@@ -31,8 +34,9 @@ class ServedTeacher:
 
     Sequences go as token ids, several in one request, several requests at a time. What may pass (no
     connection, a time-out, a hang-up, status 429 or 5xx, half an answer) is tried again, after a
-    pause that doubles; what does not (another status, an answer of another form or of another
-    number of tokens) is told at once. Servers give log-probabilities at temperature 1 alone.
+    pause that doubles; what does not (another status, an answer of another form, of another number
+    of tokens or far longer than what was asked for) is told at once. Servers give log-probabilities
+    at temperature 1 alone.
 
     Keep what it says with `CachedTeacher(path, ServedTeacher(..))`: it is asked of it once.
 
@@ -124,7 +128,8 @@ class ServedTeacher:
             async def some(part: list[list[int]]) -> list[list[Entries]]:
                 async with room:
                     body = self.wire.ask(part, self.k, model)
-                    answer = await self._tried(client, "POST", self.wire.path, body)
+                    entries = sum(map(len, part)) * (self.k + 1)
+                    answer = await self._tried(client, "POST", self.wire.path, body, entries)
                 try:
                     return read(self.wire, answer, part, self._id_of)
                 except WireError as error:
@@ -142,10 +147,16 @@ class ServedTeacher:
         return httpx2.AsyncClient(timeout=self.timeout, limits=limits, headers=self._headers)
 
     async def _tried(
-        self, client: httpx2.AsyncClient, method: str, path: str, body: dict[str, Any] | None
+        self,
+        client: httpx2.AsyncClient,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None,
+        entries: int = 0,
     ) -> Any:
-        """The answer's JSON, after as many tries as it takes."""
+        """The answer's JSON, after as many tries as it takes. `entries`: that it is to have."""
         where, wrong = self.url + path, ""
+        most = SLACK_BYTES + entries * ENTRY_BYTES
         for attempt in range(self.tries):
             if attempt:
                 # Not all at once, where many were refused at once.
@@ -153,24 +164,25 @@ class ServedTeacher:
                 logger.warning("%s: %s; try %d of %d", where, wrong, attempt + 1, self.tries)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             try:
-                answer = await asyncio.wait_for(
-                    client.request(method, where, json=body), self.timeout
-                )
-                said = json.loads(answer.content) if answer.content else None
-            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-                wrong = f"status {answer.status_code} and no whole JSON: {error}"
-                if 400 <= answer.status_code < 500 and answer.status_code != 429:
-                    raise ServerError(f"{where}: {wrong}") from error
-            except (httpx2.TransportError, asyncio.TimeoutError) as error:
-                wrong = f"{type(error).__name__} {error}".strip()
+                asked = _answer(client, method, where, body, most)
+                status, content = await asyncio.wait_for(asked, self.timeout)
             except (httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
-                raise ServerError(f"{where} is no address: {error}") from error
+                raise ServerError(
+                    f"{where} is no address: {error}; expected http://host:port or the like"
+                ) from error
+            except (httpx2.RequestError, asyncio.TimeoutError) as error:
+                wrong = f"{type(error).__name__} {error}".strip()
+                continue
+            try:
+                said = json.loads(content) if content else None
+            except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+                wrong = f"status {status} and no whole JSON: {error}"
             else:
-                if answer.status_code == 200:
+                if status == 200:
                     return said
-                wrong = f"status {answer.status_code}, {message_of(said)}"
-                if answer.status_code < 500 and answer.status_code != 429:
-                    raise ServerError(f"{where}: {wrong}")
+                wrong = f"status {status}, {message_of(said)}"
+            if status not in (200, 429) and status < 500:
+                raise ServerError(f"{where}: {wrong}")
         raise ServerError(f"{where} failed {self.tries} times, last by: {wrong}")
 
     def _run(self, work: Any) -> Any:
@@ -192,12 +204,32 @@ class ServedTeacher:
         return self._texts.get(text)
 
 
+async def _answer(
+    client: httpx2.AsyncClient, method: str, where: str, body: dict[str, Any] | None, most: int
+) -> tuple[int, bytes]:
+    """Status and content. ServerError: it is longer than `most` bytes."""
+    content = bytearray()
+    async with client.stream(method, where, json=body) as answer:
+        async for part in answer.aiter_bytes():
+            content += part
+            if len(content) > most:
+                raise ServerError(
+                    f"{where}: its answer is longer than {most:,} bytes, which is more than what "
+                    "was asked for can take: expected a server of the kind that is named"
+                )
+    return answer.status_code, bytes(content)
+
+
 def _topk(rows: list[Entries], width: int) -> tuple[Tensor, Tensor]:
-    """ids and logprobs `[M, width]`, the likeliest first."""
+    """ids and logprobs `[M, width]`, the likeliest first; M may be 0."""
     ids, logprobs = [], []
     for row in rows:
         best = sorted(row.items(), key=lambda pair: (-pair[1], pair[0]))[:width]
         lacking = width - len(best)
         ids.append([i for i, _ in best] + [-1] * lacking)
         logprobs.append([x for _, x in best] + [float("-inf")] * lacking)
-    return torch.tensor(ids, dtype=torch.int32), torch.tensor(logprobs, dtype=torch.float32)
+    shape = len(rows), width
+    return (
+        torch.tensor(ids, dtype=torch.int32).view(shape),
+        torch.tensor(logprobs, dtype=torch.float32).view(shape),
+    )

@@ -14,7 +14,12 @@ Example = Mapping[str, Sequence[int]]  # input_ids [T], span_ids [T] of rows
 
 
 class TeacherSource(Protocol):
-    """Gives a batch's supervised rows their signal."""
+    """Gives a batch's supervised rows their signal.
+
+    What it may have beside its call: `expect`, of an `Expectant`; `facts`, of a `NamedSource`, by
+    which a store keeps what it says; `close()`, which a trainer calls when `train` ends, and after
+    which it may be asked again.
+    """
 
     def __call__(self, rows: Tensor, **inputs: Any) -> Side:
         """What the teacher says of the M rows `rows`.

@@ -81,6 +81,6 @@ class Meter:
 
 def _peak_memory() -> float:
     """Of this process: on a GPU, or else of the host."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():  # and not there alone, unused
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
             processing_class=tokenizer,
             peft_config=_lora(script),
         )
-    except (ValueError, LookupError, ServerError) as error:
+    except (ValueError, LookupError, OSError, ServerError) as error:
         parser.error(str(error))
     checkpoint = args.resume_from_checkpoint
     if checkpoint == "last":

@@ -19,7 +19,6 @@ from sadkern.spans.files import Line
 from sadkern.store import Identity, Store, content_key, tokenizer_identity
 from sadkern.store.care import SHARD_BYTES
 from sadkern.store.codec import LOWEST, Columns
-from sadkern.store.directory import BusyError
 from sadkern.store.identity import digest
 from sadkern.teacher.capture import Asked, encode
 from sadkern.teacher.imports.table import Array, Format, Row, read_table, vector
@@ -94,10 +93,7 @@ class Importer:
         self._group: dict[bytes, Columns] = {}
         self._bytes = self._rows = self._above = 0
         self._hits = np.zeros(3, np.int64)
-        for name in store.leftovers():  # of an import that was interrupted
-            if name.startswith(IMPORTED):
-                with suppress(BusyError), store.writer(name) as writer:
-                    writer.seal()
+        store.adopt(store.leftovers(IMPORTED))  # of an import that was interrupted
 
     def __enter__(self) -> Importer:
         return self
