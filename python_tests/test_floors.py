@@ -62,6 +62,12 @@ def own(path: Path) -> str:
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
+def test_the_floors_are_drawn_as_they_are():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    drawn = text.partition("```text\n")[2].partition("```")[0].splitlines()
+    assert [set(line[:43].split()) for line in drawn] == [set(floor) for floor in FLOORS]
+
+
 def test_every_module_has_a_floor():
     assert {own(path) for path in FILES} - {"__init__"} == set(FLOOR) - {"_C"}
 
