@@ -7,11 +7,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from sadkern import build_info
+from sadkern import __version__, build_info
 
 ROOT = Path(__file__).resolve().parents[1]
 SETUP = ROOT / "setup.py"
@@ -39,6 +41,37 @@ def built(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stdout + done.stderr
     return folder
+
+
+def test_what_is_shipped(tmp_path):
+    """A wheel has the package and nothing else, data included; sources have what a build takes."""
+    for name in ("sadkern", "csrc"):
+        left_out = shutil.ignore_patterns("*.so", "__pycache__")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=left_out)
+    files = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "constraints.txt")
+    for name in files:
+        shutil.copy(ROOT / name, tmp_path)
+    script = "import sys; from setuptools.build_meta import *; build_sdist('.'); build_wheel('.')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**os.environ, "SADKERN_NATIVE": "0", "SADKERN_CUDA": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+    def sources(root, *folders):
+        found = (path for folder in folders for path in (root / folder).rglob("*"))
+        kept = (path for path in found if path.is_file() and path.suffix != ".pyc")
+        return {str(path.relative_to(root)) for path in kept}
+
+    package = {name for name in sources(ROOT, "sadkern") if not name.endswith(".so")}
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"sadkern-{__version__}-")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name for name in names if ".dist-info/" not in name} == package
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {one.name.partition("/")[2] for one in opened.getmembers() if one.isfile()}
+    assert package | sources(ROOT, "csrc") | set(files) <= held
 
 
 def test_flags_keep_nan_and_run_anywhere(built):

@@ -6,6 +6,8 @@ import json
 import logging
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -308,3 +310,13 @@ def test_the_baseline_needs_no_teacher(files):
     (entry,) = [entry for entry in history(files) if "loss" in entry]
     assert entry["teacher_entropy"] == 0
     assert entry["loss"] == pytest.approx(entry["reason/kl"] + entry["act/kl"], rel=1e-4)
+
+
+def test_without_typer_the_command_says_what_to_install():
+    script = "import sys; sys.modules['typer'] = None; import sadkern.cli"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("expected `pip install 'sadkern[train]'`")
+    assert "Traceback" not in done.stderr

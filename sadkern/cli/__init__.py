@@ -1,5 +1,14 @@
 """The command `sadkern`: a module a command, which loads what it needs when it is called."""
 
+import sys
+
+try:
+    import typer as _  # noqa: F401
+except ImportError:
+    sys.exit(
+        "the command sadkern needs more than the package: expected `pip install 'sadkern[train]'`"
+    )
+
 from sadkern.cli import cache, info, inspect, plan, play, train  # noqa: F401
 from sadkern.cli.app import app
 

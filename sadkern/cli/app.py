@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-try:
-    import typer
-except ImportError:  # pragma: no cover
-    sys.exit("the command sadkern needs typer: expected `pip install 'sadkern[train]'`")
+import typer
 
 app = typer.Typer(
     help="Structured agent distillation: align a small agent to a large one, span by span.",
