@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from small_models import RECORDS, small_model, small_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sadkern import __version__
+from sadkern.train import arguments
+from sadkern.train.arguments import expanded
 from sadkern.train.script import last_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,7 +186,8 @@ def test_what_a_teacher_cannot_answer_is_refused_before_a_cache_of_it_is_made(fi
     assert not (files / "cache").exists()
 
 
-def test_help_teaches(tmp_path):
+def test_help_teaches(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     done = sadkern("train", "--help")
     assert done.exit_code == 0
     for what in (
@@ -206,6 +210,25 @@ def test_info_says_what_is_built():
     assert "native:" in done.output
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--k", 400], "k=400: expected 1 to 300 for a vocabulary of 300"),
+        (["--temperature", 0], "temperature=0.0: expected a positive number"),
+        (["--k", 0], "greater than or equal to 1"),
+        (["--batch-size", 0], "greater than or equal to 1"),
+    ],
+)
+def test_what_no_cache_may_be_leaves_none_behind(files, wrong, said):
+    done = sadkern(
+        "cache", "--model", files / "teacher", "--data", files / "train.jsonl",
+        "--output", files / "cache", *wrong,
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert said in done.output
+    assert not (files / "cache").exists()
+
+
 def test_a_cache_is_made_looked_at_and_trained_from(files, tmp_path):
     where, data = str(tmp_path / "cache"), str(files / "train.jsonl")
     made = sadkern("cache", "--model", files / "teacher", "--data", data, "--output", where)
@@ -213,6 +236,12 @@ def test_a_cache_is_made_looked_at_and_trained_from(files, tmp_path):
     facts = json.loads(sadkern("cache", "info", where, "--json").output)
     assert facts["k"] == 64
     assert facts["trajectories"] == 6
+    other = sadkern(
+        "train", "--model_name_or_path", files / "student", "--teacher_cache", where, "--use_cpu",
+        "--teacher_k", 32, "--dataset_name", data, "--output_dir", files / "out",
+    )  # fmt: skip
+    assert other.exit_code == 2
+    assert "has 64 tokens of a row, not --teacher_k 32" in other.output
     assert "every byte as it was written" in sadkern("cache", "verify", where).output
     (shard,) = (tmp_path / "cache" / "shards").iterdir()
     whole = shard.read_bytes()
@@ -270,6 +299,24 @@ def test_a_config_file_that_is_none_is_told(files, text, said):
     assert said in done.stderr.splitlines()[-1]
 
 
+def test_the_papers_settings_are_looked_at_before_there_is_a_gpu(files):
+    settings = Path(__file__).resolve().parents[1] / "examples" / "recipes" / "paper.yaml"
+    done = sadkern(
+        "train", "--model_name_or_path", files / "student", "--config", settings, "--dry_run",
+        "--teacher_model_name_or_path", files / "teacher", "--output_dir", files / "out",
+        "--dataset_name", files / "train.jsonl",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert not (files / "out").exists()
+
+
+def test_a_switch_of_yaml_is_one_of_the_command_line(tmp_path):
+    """`fsdp: true` is what transformers takes as a bare --fsdp."""
+    (tmp_path / "some.yaml").write_text("fsdp: true\nbf16: false\nseed: 3\n")
+    words = expanded(["--config", str(tmp_path / "some.yaml"), "--seed", "4"])
+    assert words == ["--fsdp", "--bf16", "False", "--seed", "3", "--seed", "4"]
+
+
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(files):
     done = train(
         files, "--dry_run", "--num_train_epochs", 2, "--per_device_train_batch_size", 2,
@@ -320,3 +367,10 @@ def test_without_typer_the_command_says_what_to_install():
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].endswith("expected `pip install 'sadkern[train]'`")
     assert "Traceback" not in done.stderr
+
+
+def test_the_help_of_train_fits_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = arguments._parser().format_help().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not [line for line in lines if "(default: None)" in line or "--no_" in line]

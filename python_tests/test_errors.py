@@ -60,6 +60,8 @@ def call(student=S, teacher=S, span_ids=IDS, **options):
         ({"chunk_rows": 0}, "chunk_rows=0: expected None or a positive number"),
         ({"grad_filter_eps": -1.0}, "grad_filter_eps=-1.0: expected None or a number >= 0"),
         ({"rows": IDS.flatten().int()}, r"rows is torch.int32 \[6\], expected torch.int64"),
+        ({"span_ids": IDS.numpy()}, "span_ids is a ndarray, expected a Tensor: torch.as_tensor"),
+        ({"labels": [1, 2]}, "labels is a list, expected a Tensor"),
         ({"backend": "gpu"}, "backend='gpu': expected auto, reference, native, triton, cuda"),
         ({"inplace": True, "student": S.clone().requires_grad_()}, "would overwrite a leaf"),
         (

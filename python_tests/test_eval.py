@@ -132,9 +132,22 @@ def test_the_commands(tmp_path, games):
             assert scores[name]["episodes"] == len(values) > 0
             assert scores[name]["value"] == pytest.approx(sum(values) / len(values), abs=1e-5)
     assert scores["reason KL"]["value"] > 0.01
+    # Another model, or another limit, is another run; a teacher of other tokens is told at once.
+    done = sadkern("eval", *common, "--output", tmp_path / "out", "--model", tmp_path / "other")
+    assert done.exit_code == 2
+    assert "has episodes of another run: model is " in done.output
+    larger = small_tokenizer()
+    larger.add_tokens(["mug"])
+    larger.save_pretrained(tmp_path / "other")
+    done = sadkern("eval", *common, "--output", tmp_path / "new", "--teacher-model",
+                   tmp_path / "other")  # fmt: skip
+    assert done.exit_code == 2
+    assert "has other tokens than the agent" in done.output
+    assert not (tmp_path / "new" / script.LOG).exists()
     done = sadkern("generate", *common, "--output", tmp_path / "kept", "--samples", 2)
     assert done.exit_code == 0, done.output
     assert "0 of 6 succeeded" in done.output
+    assert "nothing to train on: try" in done.output
     assert len(list(read([tmp_path / "kept" / script.LOG]))) == 6
 
 
@@ -160,6 +173,7 @@ def test_shipped_prompts_are_episodes_as_the_agent_writes_them(env, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--env", "webshop", "--max-turns", "0"], "greater than or equal to 1"),
         (["--env", "chess"], "env='chess': expected one of alfworld, hotpotqa, webshop"),
         (["--env", "hotpotqa"], "HotPotQA's questions are in a file: expected --games"),
         (["--env", "webshop", "--games", "x"], "WebShop's goals are made here"),

@@ -72,6 +72,12 @@ def test_what_is_no_question_is_named(tmp_path):
         list(questions(path))
 
 
+def test_a_question_as_the_hub_has_it():
+    titles, sentences = zip(*QUESTION["context"], strict=True)
+    context = {"title": list(titles), "sentences": list(sentences)}
+    assert HotPotQA({**QUESTION, "context": context}).paragraphs == HotPotQA(QUESTION).paragraphs
+
+
 def test_questions_are_read_as_trajectories_are(tmp_path):
     """Compressed whatever the name says, with a byte order mark, an empty line left out."""
     path = tmp_path / "some.jsonl"

@@ -261,6 +261,8 @@ def test_the_command_speaks_json():
     [
         (["--student", "llama-8b"], "'llama-8b' is neither a known model nor a folder"),
         (["--gpu", "b6000"], "gpu='b6000': expected one of a6000"),
+        (["--gpu", "-3"], "gpu='-3': expected one of a6000"),
+        (["--gpu", "2"], "its memory in GiB, more than the 2 that are left to CUDA"),
         (["--method", "half"], "method='half': expected one of full, lora"),
         (["--teacher-source", "radio"], "source='radio': expected one of online"),
         (["--fsdp"], "fsdp=True, gpus=1: expected more than one card"),

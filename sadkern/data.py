@@ -84,6 +84,10 @@ def prepare(
     empty: list[str] = []
     warned: Counter[str] = Counter()
     writer = templated(tokenizer)
+    if isinstance(records, str):
+        raise ValueError(
+            f"records is the text {records!r}: expected load_trajectories({records!r})"
+        )
     records = list(records)
     bar = tqdm(records, desc="segmenting", leave=False, disable=len(records) == 1)
     for number, record in enumerate(bar):

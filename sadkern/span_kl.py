@@ -302,6 +302,12 @@ def _check(
             f"teacher{name} has shape {list(tensor.shape)}, expected {[*sizes, last]} as the "
             "student's"
         )
+    per_row = {"span_ids": span_ids, "token_weights": token_weights, "labels": labels}
+    for name, given in {**per_row, "rows": rows}.items():
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(
+                f"{name} is a {type(given).__name__}, expected a Tensor: torch.as_tensor({name})"
+            )
     kind = span_ids.dtype
     if kind.is_floating_point or kind.is_complex or kind == torch.bool:
         raise ValueError(f"span_ids has dtype {kind}, expected integers")
@@ -309,7 +315,6 @@ def _check(
         raise ValueError(f"rows is {rows.dtype} {list(rows.shape)}, expected torch.int64 ['M']")
     if labels is not None and labels.dtype != torch.int64:
         raise ValueError(f"labels has dtype {labels.dtype}, expected torch.int64")
-    per_row = {"span_ids": span_ids, "token_weights": token_weights, "labels": labels}
     for name, given in per_row.items():
         if given is not None and given.shape != sizes:
             raise ValueError(

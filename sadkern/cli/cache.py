@@ -16,13 +16,14 @@ cache = typer.Typer(
 
     sadkern train --model_name_or_path Qwen/Qwen3-0.6B --teacher_cache cache/ ..
 
-    Interrupted, the same command goes on where it was. Started several times, or by torchrun, the
-    processes share the work. Trajectories that are there already are not computed again.""",
+    Interrupted, the same command goes on. Processes started together share the work.
+
+    What is there already is not computed again.""",
     invoke_without_command=True,
     no_args_is_help=True,
 )
 app.add_typer(cache, name="cache")
-ShardMiB = Annotated[float, typer.Option(help="Size of a file, in MiB.")]
+ShardMiB = Annotated[float, typer.Option(min=0.001, help="Size of a file, in MiB.")]
 StorePath = Annotated[Path, typer.Argument(help="What `sadkern cache --output` named.")]
 
 
@@ -36,7 +37,7 @@ def write(
         list[Path] | None, typer.Option(help="Trajectories: JSON Lines; may be given repeatedly.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Where the cache is made.")] = None,
-    k: Annotated[int, typer.Option(help="Tokens that are kept of a row (or drawn).")] = 64,
+    k: Annotated[int, typer.Option(min=1, help="Tokens that are kept of a row (or drawn).")] = 64,
     mode: Annotated[
         str,
         typer.Option(
@@ -58,7 +59,7 @@ def write(
     supervise_markers: Annotated[
         bool, typer.Option("--supervise-markers", help="As in training.")
     ] = False,
-    batch_size: Annotated[int, typer.Option(help="Trajectories at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Trajectories at a time.")] = 8,
     dtype: Annotated[str, typer.Option(help="Of its weights; auto: as they are saved.")] = "auto",
     device: Annotated[str, typer.Option(help="Where it runs: auto, cuda:1, cpu, ..")] = "auto",
     offload: Annotated[
@@ -71,7 +72,7 @@ def write(
         str | None, typer.Option(help="A server's address in place of a model loaded here.")
     ] = None,
     server_kind: Annotated[str, typer.Option(help="vllm, sglang or openai.")] = "vllm",
-    concurrency: Annotated[int, typer.Option(help="Requests to the server at a time.")] = 8,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at a time.")] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds until it has answered.")] = 300.0,
     shard_mib: ShardMiB = 128.0,
 ) -> None:

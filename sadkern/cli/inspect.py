@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sadkern.cli.app import app
+from sadkern.cli.app import app, told
 
 
 @app.command()
@@ -47,9 +47,9 @@ def inspect(
     """
     from sadkern.inspect.script import main as run
 
-    raise typer.Exit(
-        run(
+    with told():
+        code = run(
             data, profile, tokenizer, max_length, samples, seed,
             as_json=as_json, html=html, png=png,
-        )
-    )  # fmt: skip
+        )  # fmt: skip
+    raise typer.Exit(code)

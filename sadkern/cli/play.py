@@ -15,7 +15,9 @@ Output = Annotated[Path, typer.Option(help="A folder; a run that was interrupted
 Games = Annotated[
     Path | None, typer.Option(help="ALFWorld's games or HotPotQA's questions, JSON Lines or .gz.")
 ]
-Count = Annotated[int | None, typer.Option(help="Of tasks, the first ones; all if not given.")]
+Count = Annotated[
+    int | None, typer.Option(min=1, help="Of tasks, the first ones; all if not given.")
+]
 Prompt = Annotated[
     str | None,
     typer.Option(
@@ -23,12 +25,14 @@ Prompt = Annotated[
         "that are shipped, for a model that was not trained on such."
     ),
 ]
-Together = Annotated[int, typer.Option(help="Episodes that go on at a time.")]
-Turns = Annotated[int, typer.Option(help="Of an episode at most.")]
-NewTokens = Annotated[int, typer.Option(help="Of a turn at most.")]
+Together = Annotated[int, typer.Option(min=1, help="Episodes that go on at a time.")]
+Turns = Annotated[int, typer.Option(min=1, help="Of an episode, at most.")]
+NewTokens = Annotated[int, typer.Option(min=1, help="Tokens of a thought or action, at most.")]
 Seed = Annotated[int, typer.Option(help="Of what is drawn: WebShop's goals, and tokens.")]
-Temperature = Annotated[float, typer.Option(help="0: each time the most likely token.")]
-TopP = Annotated[float, typer.Option(help="Share of the probability that is drawn from.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0: each time the most likely token.")]
+TopP = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="Share of the probability that is drawn from.")
+]
 
 
 @app.command("eval")
@@ -66,7 +70,8 @@ def evaluate(
         theirs = script.teacher_of(teacher or [])
         agent, played = _played(
             model, env, output, games, episodes, prompt, batch_size, max_turns, seed, samples=1,
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+            teacher_model=teacher_model, max_new_tokens=max_new_tokens, temperature=temperature,
+            top_p=top_p,
         )  # fmt: skip
         script.report(played, theirs, agent, output, teacher_model)
 
@@ -78,7 +83,7 @@ def generate(
     output: Output,
     games: Games = None,
     episodes: Count = None,
-    samples: Annotated[int, typer.Option(help="Attempts at each task.")] = 4,
+    samples: Annotated[int, typer.Option(min=1, help="Attempts at each task.")] = 4,
     prompt: Prompt = None,
     batch_size: Together = 8,
     max_turns: Turns = 50,
@@ -102,16 +107,25 @@ def generate(
         )  # fmt: skip
         kept = script.keep_successful(played, output)
         typer.echo(f"{kept} of {len(played)} succeeded and are in {output / script.KEPT}")
+        if not kept:
+            typer.echo(
+                "nothing to train on: try --prompt react, more --samples or a higher --temperature"
+            )
 
 
 def _played(
     model: str, env: str, output: Path, games: Path | None, count: int | None, prompt: str | None,
-    batch_size: int, max_turns: int, seed: int, *, samples: int, **drawing: Any,
+    batch_size: int, max_turns: int, seed: int, *, samples: int, teacher_model: str | None = None,
+    **drawing: Any,
 ) -> tuple[Any, Any]:  # fmt: skip
     from sadkern.evaluate import script
     from sadkern.evaluate.tasks import tasks_of
 
     tasks = tasks_of(env, games, count, seed)
+    asked = {"model": model, "prompt": prompt, "max_turns": max_turns, "seed": seed, **drawing}
+    script.same_run(output, asked)
     agent = script.load_agent(model, script.prompt_of(prompt, env), seed, **drawing)
+    if teacher_model is not None:
+        script.check_teacher(teacher_model, agent.tokenizer)
     limits = {"samples": samples, "batch_size": batch_size, "max_turns": max_turns}
     return agent, script.run(agent, tasks, output, **limits)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sadkern.cli.app import app
+from sadkern.cli.app import app, told
 
 
 @app.command(
@@ -41,6 +41,8 @@ def demo(
 
     Everything is real and on this machine's CPU: under four minutes on two cores.
     """
-    from sadkern.demo.run import main as run
+    with told():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        from sadkern.demo.run import main as run
 
-    run(output_dir, seed)
+        run(output_dir, seed)

@@ -72,7 +72,7 @@ class Running:
             self.over = True
         elif self._invalid == self.max_invalid:
             self.fail(f"{self._invalid} invalid actions in a row")
-        elif len(self.episode.turns) == self.max_turns:
+        elif len(self.episode.turns) >= self.max_turns:
             self.fail(f"{self.max_turns} turns")
 
     def fail(self, why: str) -> None:

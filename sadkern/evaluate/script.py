@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn, track
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_seed
 
 from sadkern.evaluate.agent import LanguageAgent, tokens_of
 from sadkern.evaluate.compare import kl_of_episode
@@ -24,6 +24,7 @@ from sadkern.files import write_json, write_whole
 
 REACT, SHIPPED = "react", Path(__file__).parent / "prompts"
 LOG, SCORES, PLOT, KEPT = "episodes.jsonl", "summary.json", "summary.png", "trajectories.jsonl"
+SETTINGS = "settings.json"
 
 
 def prompt_of(prompt: str | None, env: str) -> str:
@@ -45,6 +46,28 @@ def load_agent(model: str, prefix: str, seed: int, **options: Any) -> LanguageAg
     return LanguageAgent(loaded.to(device).eval(), tokenizer, prefix, **options)
 
 
+def check_teacher(model: str, tokenizer: Any) -> None:
+    """Before anything is played. ValueError: it has other tokens than the agent; OSError: there is
+    none."""
+    AutoConfig.from_pretrained(model)
+    if AutoTokenizer.from_pretrained(model).get_vocab() != tokenizer.get_vocab():
+        raise ValueError(f"{model} has other tokens than the agent: no KL between them")
+
+
+def same_run(output: Path, settings: Mapping[str, Any]) -> None:
+    """Keeps `settings` beside the log in `output`. ValueError: the log there is of others."""
+    path = output / SETTINGS
+    if path.exists():
+        before = json.loads(path.read_text())
+        for name, value in settings.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"{output} has episodes of another run: {name} is {before.get(name)!r} there "
+                    f"and {value!r} here; expected another --output, or the same settings"
+                )
+    write_json(path, settings)
+
+
 def run(
     agent: Any,
     tasks: Sequence[Task],
@@ -56,7 +79,9 @@ def run(
     max_invalid: int | None = None,
 ) -> list[Episode]:
     """Plays what the log in `output` has not; all of its episodes of these tasks. BusyError:
-    another run plays into it."""
+    another run plays into it. ValueError: there is nothing to play."""
+    if not tasks:
+        raise ValueError("no task to play: expected games, and --episodes of at least 1")
     wanted = {
         (task.env, task.name, sample): task for task in tasks for sample in range(samples)
     }  # fmt: skip
@@ -71,12 +96,14 @@ def run(
                 yield Running(env, max_turns=max_turns, max_invalid=max_invalid, sample=key[-1])
 
         bar = progress.add_task("playing", total=len(wanted), completed=len(wanted) - len(left))
-        won = sum(episode.success for episode in log.episodes)
+        played = [episode for episode in log.episodes if episode.key in wanted]
+        won = sum(episode.success for episode in played)
         for episode in play_together(running(), agent, batch_size):
             log.append(episode)
+            played.append(episode)
             won += episode.success
-            progress.update(bar, advance=1, description=f"{won} of {len(log.episodes)} succeeded")
-    return [episode for episode in log.episodes if episode.key in wanted]
+            progress.update(bar, advance=1, description=f"{won} of {len(played)} succeeded")
+    return played
 
 
 def report(
@@ -86,14 +113,12 @@ def report(
     output: Path,
     teacher_model: str | None = None,
 ) -> None:
-    """A table, and in `output` the same as JSON and as a picture. With a teacher's model also the
-    agent's KL to it on what the agent did. ValueError: it has other tokens."""
+    """A table, and in `output` the same as JSON and as a picture. With a teacher's model, which
+    `check_teacher` has let pass, also the agent's KL to it on what the agent did."""
     tokenizer = agent.tokenizer
     further = {}
     if teacher_model is not None:
         beside = load_agent(teacher_model, "", 0)
-        if beside.tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise ValueError(f"{teacher_model} has other tokens than the agent: no KL between them")
         console = Console(stderr=True)
         for one in track(episodes, "comparing with the teacher", console=console):
             further[one.key] = kl_of_episode(agent.model, beside.model, tokenizer, one)

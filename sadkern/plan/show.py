@@ -28,10 +28,14 @@ ROWS = {
 def budget_of(gpu: str) -> int:
     """Bytes that a step may take. ValueError: it is not known, and is no number of GiB."""
     try:
-        return int((GPUS[gpu] if gpu in GPUS else float(gpu)) * GIB) - LEFT
-    except ValueError:
+        budget = int((GPUS[gpu] if gpu in GPUS else float(gpu)) * GIB) - LEFT
+        if budget <= 0:
+            raise ValueError
+        return budget
+    except (ValueError, OverflowError):
         raise ValueError(
-            f"gpu={gpu!r}: expected one of {', '.join(GPUS)}, or its memory in GiB"
+            f"gpu={gpu!r}: expected one of {', '.join(GPUS)}, or its memory in GiB, more than the "
+            f"{LEFT / GIB:.0f} that are left to CUDA"
         ) from None
 
 

@@ -63,6 +63,8 @@ def _lines(file: IO[bytes]) -> Iterator[bytes | list[Any]]:
 def _parsed(number: int, text: bytes) -> Line:
     try:
         return Line(number, json.loads(text.decode("utf-8-sig")))
+    except json.JSONDecodeError as error:  # (its own line is that of the text alone)
+        return Line(number, None, f"{error.msg} at character {error.pos + 1}")
     except (ValueError, RecursionError) as error:
         return Line(number, None, str(error))
 

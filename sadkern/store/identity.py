@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sadkern.backends.kernels import MOST_TOKENS
+
 MODES = ("topk", "sampled", "hidden")
 
 
@@ -40,6 +42,11 @@ class Identity:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r}: expected one of {', '.join(MODES)}")
+        most = min(self.vocab, MOST_TOKENS)
+        if self.k is not None and not 1 <= self.k <= most:
+            raise ValueError(f"k={self.k}: expected 1 to {most} for a vocabulary of {self.vocab}")
+        if self.temperature is not None and not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: expected a positive number")
 
     def differences(self, asked: Identity) -> list[str]:
         """In words, what `asked` has otherwise than this, the stored one."""

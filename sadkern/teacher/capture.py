@@ -74,7 +74,8 @@ def encode(signal: Side, asked: Asked, identity: Identity) -> Columns:
         columns.update(encode_hidden(signal.hidden.float().cpu().numpy()))
         columns["entropy"] = _numpy(found.entropy)
     else:
-        k, temperature = identity.k or 1, identity.temperature or 1.0
+        k = 1 if identity.k is None else identity.k
+        temperature = 1.0 if identity.temperature is None else identity.temperature
         if identity.mode == "topk":
             found = topk_logprobs(signal, k, temperature=temperature)
         else:

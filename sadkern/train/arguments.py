@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
@@ -16,36 +18,41 @@ from sadkern.teacher.wire import WIRES
 from sadkern.train.config import SADConfig
 
 DESCRIPTION = """\
-Distil a teacher into a student, span by span: on the [REASON] and [ACT] tokens of agent
-trajectories the student learns the teacher's distribution of the next token.
+Distil a teacher into a student, span by span: on the [REASON] and [ACT] tokens
+of agent trajectories the student learns the teacher's distribution of the next
+token.
 
-  sadkern train --model_name_or_path Qwen/Qwen3-0.6B --teacher_model_name_or_path Qwen/Qwen3-8B \\
+  sadkern train --model_name_or_path Qwen/Qwen3-0.6B \\
+      --teacher_model_name_or_path Qwen/Qwen3-8B \\
       --dataset_name trajectories.jsonl --output_dir runs/student
 
-A trajectory is a line of the file, an object with its transcript as "text" (and, if you like, a
-"prompt" before it, which is not trained on):
+A trajectory is a line of the file, an object with its transcript as "text"
+(and, if you like, a "prompt" before it, which is not trained on):
 
-  {"text": "Goal: cool a mug\\nReasoning: A fridge cools things.\\nAction: open fridge\\n..."}
-  {"text": "Thought 1: Who wrote it?\\nAction 1: Search[Emma]\\nObservation 1: ..."}
+  {"text": "Goal: cool a mug\\nReasoning: A fridge cools.\\nAction: open fridge"}
+  {"text": "Thought 1: Who wrote it?\\nAction 1: Search[Emma]\\nObservation: .."}
 """
 EPILOG = """\
-Logged beside the loss: reason/kl and act/kl, the divergence of each span in nats per token;
-reason/tokens and act/tokens; reason/agreement and act/agreement, the share of tokens on which both
-models' first choice is the same; the teacher's entropy; tokens_per_second, peak_memory_gb and more.
-With --eval_dataset_name the same as eval_reason/kl and so on, at the end and as often as
---eval_strategy says.
+Logged beside the loss: reason/kl and act/kl, the divergence of each span in
+nats per token; reason/agreement and act/agreement, the share of tokens on
+which both models' first choice is the same; the teacher's entropy, tokens,
+tokens_per_second, peak_memory_gb and more. With --eval_dataset_name the same
+as eval_reason/kl and so on, at the end and as often as --eval_strategy says.
 
-The student, its tokenizer and trainer_state.json (all that was logged) are left in --output_dir.
-Ctrl-C saves the step it is at; the same command with --resume_from_checkpoint last goes on.
+The student, its tokenizer and trainer_state.json (all that was logged) are
+left in --output_dir. Ctrl-C saves the step it is at; the same command with
+--resume_from_checkpoint last goes on.
 
-Settings may stand in a YAML file: --config run.yaml. --dry_run says what would be done.
+Settings may stand in a YAML file: --config run.yaml. --dry_run says what would
+be done.
 
-The teacher need not be there: `sadkern cache` keeps what it says on disk, and --teacher_cache reads
-it; or it is behind vLLM or SGLang, --teacher_server.
+The teacher need not be there: `sadkern cache` keeps what it says on disk, and
+--teacher_cache reads it; or it is behind vLLM or SGLang, --teacher_server.
 
-Memory: a smaller --per_device_train_batch_size with more --gradient_accumulation_steps gives the
-same gradient; --gradient_checkpointing and --bf16 save more. Several devices: start it with
-`accelerate launch -m sadkern.cli train ..`.
+Memory: a smaller --per_device_train_batch_size with more
+--gradient_accumulation_steps gives the same gradient; --gradient_checkpointing
+and --bf16 save more. Several devices: `torchrun --nproc-per-node 4 -m
+sadkern.cli train`.
 
 Every other option of transformers.TrainingArguments is understood too.
 """
@@ -84,8 +91,12 @@ class ScriptArguments:
     teacher_server_kind: str = field(
         default="vllm", metadata={"help": f"One of {', '.join(WIRES)}."}
     )
-    teacher_k: int = field(
-        default=64, metadata={"help": "Tokens that a new cache keeps of a row, or that are asked."}
+    teacher_k: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of a row that a new cache keeps, or that a server is asked for: 64 if "
+            "not said. A cache with another number is refused."
+        },
     )
     teacher_mode: str = field(
         default="topk", metadata={"help": f"Of a new cache: one of {', '.join(MODES)}."}
@@ -140,8 +151,14 @@ class ScriptArguments:
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """As wide as the terminal, 100 at most; a default of None says nothing."""
+
     def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=36, width=100)
+        width = min(100, shutil.get_terminal_size().columns)
+        super().__init__(prog, max_help_position=width // 3, width=width)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default is not None else action.help
 
 
 def expanded(arguments: Sequence[str]) -> list[str]:
@@ -164,7 +181,8 @@ def _words(file: Path) -> list[str]:
     words: list[str] = []
     for name, value in settings.items():
         if value is not None:
-            values = value if isinstance(value, list) else [value]
+            # (`fsdp` takes no True behind it, and no switch needs one.)
+            values = value if isinstance(value, list) else [] if value is True else [value]
             told = [json.dumps(x) if isinstance(x, dict) else str(x) for x in values]
             words += [f"--{name}", *told]
     return words
@@ -174,7 +192,10 @@ def parse(arguments: Sequence[str]) -> tuple[ScriptArguments, SADConfig, HfArgum
     """The settings, and the parser, which tells errors. It exits where they are not understood."""
     parser = _parser()
     try:
-        script, args, *_ = parser.parse_args_into_dataclasses(expanded(arguments))
+        words = expanded(arguments)
+        if "--dry_run" in words and not torch.cuda.is_available():
+            words.append("--use_cpu")  # it is looked at before there is a GPU
+        script, args, *_ = parser.parse_args_into_dataclasses(words)
         if not (
             script.teacher_model_name_or_path
             or script.teacher_cache
@@ -194,8 +215,8 @@ def _parser() -> HfArgumentParser:
     parser = HfArgumentParser(
         (ScriptArguments, SADConfig),  # type: ignore[arg-type]
         prog="sadkern train",
-        usage="%(prog)s --model_name_or_path STUDENT --teacher_model_name_or_path TEACHER "
-        "--dataset_name FILE --output_dir DIR [option ..]",
+        usage="%(prog)s --model_name_or_path STUDENT --dataset_name FILE\n"
+        "           --teacher_model_name_or_path TEACHER --output_dir DIR [option ..]",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=_Help,
@@ -208,8 +229,13 @@ def _parser() -> HfArgumentParser:
         # Help shows one spelling of each; --like-this is understood too.
         if action.nargs != 0:
             action.option_strings = action.option_strings[:1]
-        if action.dest in hidden or action.dest == "remove_unused_columns":
+        if action.dest == "gradient_checkpointing":  # called deprecated, and understood by all
+            action.help = "Compute activations again in the backward pass: less memory, more time."
+        off = action.nargs == 0 and action.const is False  # of a switch that is shown itself
+        if off or action.dest in hidden or action.dest == "remove_unused_columns":
             action.help = argparse.SUPPRESS
+        elif action.dest == "lr_scheduler_type":
+            action.metavar = "NAME"  # of a dozen
         elif action.nargs != 0 and action.choices is None:  # a name twice in a line says no more
             kind = getattr(action.type, "__name__", "str")
             action.metavar = "BOOL" if kind == "string_to_bool" else kind.upper()

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sadkern.data import load_trajectories, prepare
-from sadkern.teacher import CachedTeacher, HardLabels, ServedTeacher, ServerError, TeacherSource
+from sadkern.teacher import CachedTeacher, HardLabels, ServedTeacher, TeacherSource
 from sadkern.teacher.load import SAMPLE, load_teacher
 from sadkern.train.arguments import ScriptArguments, parse
 from sadkern.train.config import SADConfig
@@ -19,6 +19,7 @@ from sadkern.train.setup import peft
 from sadkern.train.trainer import SADTrainer
 
 logger = logging.getLogger(__name__)
+K = 64  # tokens of a row, where nobody says
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
             processing_class=tokenizer,
             peft_config=_lora(script),
         )
-    except (ValueError, LookupError, OSError, ServerError) as error:
+    except (ValueError, LookupError, OSError, RuntimeError) as error:
         parser.error(str(error))
     checkpoint = args.resume_from_checkpoint
     if checkpoint == "last":
@@ -88,7 +89,7 @@ def _teacher(
         return HardLabels()
     if script.teacher_server:
         source = ServedTeacher(
-            script.teacher_server, kind=script.teacher_server_kind, k=script.teacher_k,
+            script.teacher_server, kind=script.teacher_server_kind, k=script.teacher_k or K,
             tokenizer=tokenizer, model=script.teacher_model_name_or_path,
         )  # fmt: skip
     elif script.teacher_model_name_or_path:
@@ -106,10 +107,17 @@ def _teacher(
             batch_size=script.teacher_batch_size,
         )  # fmt: skip
     if script.teacher_cache:
-        return CachedTeacher(
+        cache = CachedTeacher(
             script.teacher_cache, source, tokenizer=tokenizer, mode=script.teacher_mode,
-            k=script.teacher_k, temperature=args.temperature,
+            k=script.teacher_k or K, temperature=args.temperature,
         )  # fmt: skip
+        held = cache.store.identity.k
+        if script.teacher_k is not None and held not in (None, script.teacher_k):
+            raise ValueError(
+                f"{script.teacher_cache} has {held} tokens of a row, not --teacher_k "
+                f"{script.teacher_k}: expected --teacher_k {held}, or another cache"
+            )
+        return cache
     return source
 
 

@@ -81,6 +81,8 @@ class SADTrainer(Trainer):
         peft_config: Any = None,
         **kwargs: Any,
     ):
+        if not isinstance(args, SADConfig):
+            raise ValueError(f"args is a {type(args).__name__}: expected a SADConfig")
         check_one_device(args)
         if teacher_model is model:
             raise ValueError(

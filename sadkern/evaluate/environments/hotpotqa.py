@@ -10,7 +10,7 @@ import difflib
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ SIMILAR = 5  # titles that are named where none is exact
 
 
 class HotPotQA:
-    """`question`: a record with "id", "question", "answer" and "context", [[title, [sentence]]]."""
+    """`question`: a record with "id", "question", "answer" and "context": [[title, [sentence]]], or
+    {"title": [..], "sentences": [[..]]}."""
 
     name = "hotpotqa"
 
@@ -29,11 +30,14 @@ class HotPotQA:
         try:
             self.task = str(question["id"])
             self.question, self.answer = str(question["question"]), str(question["answer"])
-            context: Sequence[Any] = question["context"]
+            context: Any = question["context"]
+            if isinstance(context, Mapping):  # as the hub has it
+                context = zip(context["title"], context["sentences"], strict=True)
             self.paragraphs = {title: [s.strip() for s in said] for title, said in context}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"no HotPotQA question ({error!r}): expected id, question, answer and context"
+                f"no HotPotQA question ({error!r}): expected id, question, answer and context, "
+                "[[title, [sentence]]] or {title: [..], sentences: [[..]]}"
             ) from None
         self.record = question
         self._titles = {normalised(title): title for title in self.paragraphs}
