@@ -170,6 +170,8 @@ def escaped(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+for name in ("SADKERN_NATIVE", "SADKERN_CUDA"):
+    switch(name)  # a wrong one is told before anything is built
 setup(
     ext_modules=[Extension(name, [], optional=True) for name in ("sadkern._C", "sadkern._cuda")],
     cmdclass={"build_ext": NinjaBuild},

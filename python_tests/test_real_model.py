@@ -21,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from sadkern.demo.hardware import hardware
 from sadkern.train import SADConfig, SADTrainer, load_trajectories, prepare
 
 TRAJECTORIES = Path(__file__).resolve().parents[2] / "shared" / "data" / "hotpotqa.dev.jsonl"
@@ -101,7 +102,8 @@ def test_every_third_layer_learns_from_the_whole_model(teacher_folder, tmp_path)
     after = trainer.evaluate()
 
     print(
-        f"\n{teacher.num_parameters() / 1e6:.0f}M -> {student.num_parameters() / 1e6:.0f}M, "
+        f"\n{hardware()}, torch {torch.__version__}: "
+        f"{teacher.num_parameters() / 1e6:.0f}M -> {student.num_parameters() / 1e6:.0f}M, "
         f"{STEPS} steps of {BATCH} trajectories of up to {MAX_LENGTH} tokens: {seconds:.0f} s; "
         f"{HELD_ASIDE} held aside, {before['eval_reason/tokens']:.0f} REASON and "
         f"{before['eval_act/tokens']:.0f} ACT tokens"
