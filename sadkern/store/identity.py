@@ -43,8 +43,10 @@ class Identity:
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r}: expected one of {', '.join(MODES)}")
         most = min(self.vocab, MOST_TOKENS)
-        if self.k is not None and not 1 <= self.k <= most:
+        if self.mode == "topk" and self.k is not None and not 1 <= self.k <= most:
             raise ValueError(f"k={self.k}: expected 1 to {most} for a vocabulary of {self.vocab}")
+        if self.mode == "sampled" and self.k is not None and self.k < 1:
+            raise ValueError(f"k={self.k}: expected at least one draw")
         if self.temperature is not None and not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}: expected a positive number")
 
