@@ -38,9 +38,6 @@ def in_folder(namespace: dict[str, Any]) -> None:
         small_tokenizer().save_pretrained(name)
     for name, records in {"trajectories": RECORDS[:6], "held_out": RECORDS[6:]}.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    Path("examples").symlink_to(ROOT / "examples")
-    Path("python_tests").symlink_to(ROOT / "python_tests")
-    Path("bench").symlink_to(ROOT / "bench")
 
 
 def out_of_folder(namespace: dict[str, Any]) -> None:

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bench.common import table, versions
-from bench.peers import LOSSES, step_of
+from bench.figures.tables import plan
+from bench.peers import step_of
 from sadkern.plan import Setting, estimate
 from sadkern.plan.estimate import compared
-from sadkern.plan.show import GIB
 from sadkern.plan.track import tracked
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
@@ -66,13 +66,7 @@ def rows(student: str, teacher: str, progress: Progress) -> list[dict[str, Any]]
 
 
 def markdown(found: Sequence[dict[str, Any]]) -> str:
-    lines = []
-    for row in found:
-        sizes = [row, *(row.get("others", {}).get(name, {}) for name in LOSSES)]
-        told = [f"{size['tracked'] / GIB:.1f}" if size else "" for size in sizes]
-        shape = f"{row['batch']} x {row['seq_len']}"
-        lines.append([row["way"], shape, f"{row['planned'] / GIB:.1f}", *told])
-    head = ["13B -> 7B", "a card's batch", "planned", "tracked", *LOSSES]
+    head, *lines = plan(found)
     return "\n".join(table(head, lines)) + "\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bench.common import ROOT, table
@@ -111,8 +111,9 @@ def topk() -> Iterator[list[str]]:
         yield [row["dtype"], row["(N, V, K)"], *map(times, ratios)]
 
 
-def plan() -> Iterator[list[str]]:
-    rows = results("plan")["rows"]
+def plan(found: Sequence[dict[str, Any]] | None = None) -> Iterator[list[str]]:
+    """Of what `bench.plan` found, or what it kept."""
+    rows = results("plan")["rows"] if found is None else found
     others = next(list(row["others"]) for row in rows if "others" in row)
     yield ["13B -> 7B", "a card's batch", "planned", "tracked", *others]
     for row in rows:

@@ -25,9 +25,10 @@ from bench.reproduce.study import (
     Cell,
     Folder,
 )
+from sadkern.evaluate.agent import tokens_of
 from sadkern.evaluate.episode import Episode, read
 from sadkern.evaluate.metrics import Estimate, Tokens, bootstrap, cot_match_rate
-from sadkern.evaluate.script import LOG, tokens_of
+from sadkern.evaluate.script import LOG
 from sadkern.files import write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
