@@ -109,8 +109,8 @@ GAMES_KEPT = 128  # translations of the last games, about 9 MB each
 @cache
 def _quicken() -> None:
     """Has the engine do once what it repeats with the same result: parse the few sentences of its
-    grammar for each command that could be given, and translate a game, four times where one does
-    since nothing here asks its planner."""
+    grammar for each command that could be given, copy for each what no sentence changes, and
+    translate a game, four times where one does since nothing here asks its planner."""
     import fast_downward
     from textworld.envs.pddl import textgen
     from textworld.logic import Rule
@@ -125,6 +125,11 @@ def _quicken() -> None:
     def translated(domain: str, problem: str) -> Any:
         return translate(domain, problem)
 
+    def copied(context: dict[str, Any]) -> dict[str, Any]:
+        # Things are added to these two and none is changed.
+        return {**context, **{key: dict(context[key]) for key in ("variables", "mapping")}}
+
+    textgen.copy_context = copied
     # What is made of a sentence is changed by its use.
     textgen._parse_and_convert = lambda text, rule_name, **_: pickle.loads(parsed(text, rule_name))
     Rule.parse_conjunctive_query = cache(Rule.parse_conjunctive_query)
