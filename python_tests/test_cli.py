@@ -18,10 +18,12 @@ from small_models import RECORDS, small_model, small_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sadkern import __version__
+from sadkern.teacher import OnlineTeacher, ServerError
 from sadkern.train import arguments
 from sadkern.train.arguments import expanded
 from sadkern.train.script import last_checkpoint
 
+TEACHER = ["--teacher_model_name_or_path", "teacher"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -58,6 +60,7 @@ def test_train_from_files_to_a_student_that_loads_back(files, caplog):
     with caplog.at_level(logging.WARNING):
         done = train(files, "--eval_dataset_name", files / "eval.jsonl", "--max_steps", 12)
     assert done.exception is None, done.exception
+    assert f"the student is in {files / 'out'}, after 12 steps" in done.output
     assert f"{files / 'train.jsonl'}:7 left out" in caplog.text
 
     *steps, summary, evaluation = history(files)
@@ -142,7 +145,16 @@ def test_a_teacher_without_a_tokenizer_is_told(files, caplog):
     [
         (["--dataset_name", "missing.jsonl"], "No such file or directory: 'missing.jsonl'"),
         (["--divergence", "kl"], "divergence='kl': expected one of forward_kl"),
-        (["--temprature", 2], "--temprature"),
+        (["--temprature", 2], "no option --temprature. Did you mean temperature?"),
+        (["--learning-rat=2"], "no option --learning-rat. Did you mean learning_rate?"),
+        (["--per_device_train_batch_size", 0], "per_device_train_batch_size=0: expected 1 or more"),
+        (["--gradient_accumulation_steps", 0], "gradient_accumulation_steps=0: expected 1 or more"),
+        (["--learning_rate", -1], "learning_rate=-1.0: expected 0 or more"),
+        (["--num_train_epochs", -1], "num_train_epochs=-1.0, max_steps=-1: expected one of them"),
+        (["--dtype", "float17"], "dtype 'float17': expected auto, float32"),
+        (["--dtype", "int8"], "dtype 'int8': expected auto, float32"),
+        (["--resume_from_checkpoint", "nope"], "nope: there is no checkpoint; "),
+        (["--config"], "argument --config: expected one argument"),
     ],
 )
 def test_errors_are_told_in_a_line_before_a_model_is_loaded(files, options, message):
@@ -158,7 +170,11 @@ def test_errors_are_told_in_a_line_before_a_model_is_loaded(files, options, mess
     [
         ("student", ["--teacher_cache", "nowhere"], "nowhere is no cache, it has no manifest.json"),
         ("student", ["--teacher_model_name_or_path", "./nowhere"], "./nowhere"),
-        ("./nowhere", ["--hard_labels"], "./nowhere"),
+        ("./nowhere", ["--hard_labels"], "there is no folder ./nowhere"),
+        ("./studnt", ["--hard_labels"], "or a hub's name. Did you mean student?"),
+        ("train.jsonl", ["--hard_labels"], "train.jsonl is a file: expected a model's folder"),
+        ("student", [*TEACHER, "--teacher_device", "foo"], "device 'foo': expected cpu, cuda"),
+        ("student", [*TEACHER, "--teacher_device", "cuda:99"], "device 'cuda:99': PyTorch sees "),
     ],
 )
 def test_what_is_not_there_is_told_in_a_line(files, student, options, message, monkeypatch):
@@ -170,6 +186,21 @@ def test_what_is_not_there_is_told_in_a_line(files, student, options, message, m
     assert done.exit_code == 2
     assert "sadkern train: error: " in done.output
     assert message in done.output
+
+
+def test_a_teacher_that_dies_ends_the_run_with_a_line(files, monkeypatch):
+    answers = iter([OnlineTeacher.__call__])
+
+    def dying(*args, **kwargs):
+        for answer in answers:
+            return answer(*args, **kwargs)
+        raise ServerError("http://localhost:9 failed 6 times")
+
+    monkeypatch.setattr(OnlineTeacher, "__call__", dying)
+    done = train(files)
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1] == "sadkern train: error: http://localhost:9 failed 6 times"
+    assert last_checkpoint(files / "out") == str(files / "out" / "checkpoint-1")
 
 
 def test_what_a_teacher_cannot_answer_is_refused_before_a_cache_of_it_is_made(files):
@@ -217,6 +248,8 @@ def test_info_says_what_is_built():
         (["--temperature", 0], "temperature=0.0: expected a positive number"),
         (["--k", 0], "greater than or equal to 1"),
         (["--batch-size", 0], "greater than or equal to 1"),
+        (["--dtype", "foo"], "dtype 'foo': expected auto"),
+        (["--device", "cuda:99"], "device 'cuda:99': PyTorch sees "),
     ],
 )
 def test_what_no_cache_may_be_leaves_none_behind(files, wrong, said):
@@ -288,7 +321,7 @@ def test_a_config_file_stands_for_options(files):
     [
         ("model_name_or_path: [", "run.yaml is not YAML"),
         ("- 1", "run.yaml holds a list: expected names and values"),
-        ("learning_rat: 1", "learning_rat"),
+        ("learning_rat: 1", "run.yaml: there is no setting 'learning_rat'. Did you mean learning_"),
         ("divergence: forwards", "divergence='forwards'"),
     ],
 )
@@ -313,7 +346,9 @@ def test_the_papers_settings_are_looked_at_before_there_is_a_gpu(files):
 def test_a_switch_of_yaml_is_one_of_the_command_line(tmp_path):
     """`fsdp: true` is what transformers takes as a bare --fsdp."""
     (tmp_path / "some.yaml").write_text("fsdp: true\nbf16: false\nseed: 3\n")
-    words = expanded(["--config", str(tmp_path / "some.yaml"), "--seed", "4"])
+    words = expanded(
+        ["--config", str(tmp_path / "some.yaml"), "--seed", "4"], {"fsdp", "bf16", "seed"}
+    )
     assert words == ["--fsdp", "--bf16", "False", "--seed", "3", "--seed", "4"]
 
 

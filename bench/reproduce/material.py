@@ -95,7 +95,7 @@ def examples_of(folder: Folder, texts: list[str]) -> list[dict[str, Any]]:
 
 
 def new_model(tokenizer: Any, size: Size) -> Qwen3ForCausalLM:
-    return Qwen3ForCausalLM(
+    model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=len(tokenizer), hidden_size=size.width,
             intermediate_size=8 * size.width // 3, num_hidden_layers=size.layers,
@@ -105,6 +105,18 @@ def new_model(tokenizer: Any, size: Size) -> Qwen3ForCausalLM:
             pad_token_id=tokenizer.pad_token_id, bos_token_id=None,
         )
     )  # fmt: skip
+    return without_mask(model)
+
+
+def without_mask(model: Any) -> Any:
+    """In training, where rows are padded on their right and no token sees what follows it: a step
+    then takes a fifth less."""
+
+    def without(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        return (args, {**kwargs, "attention_mask": None}) if module.training else None
+
+    model.model.register_forward_pre_hook(without, with_kwargs=True)
+    return model
 
 
 def train_base(folder: Folder, size: str) -> None:
@@ -127,7 +139,7 @@ def wandering(folder: Folder, size: Size, name: str) -> Qwen3ForCausalLM:
 
 
 def load(path: Path) -> Any:
-    return Qwen3ForCausalLM.from_pretrained(path)
+    return without_mask(Qwen3ForCausalLM.from_pretrained(path))
 
 
 def write_signal(folder: Folder) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from bench.reproduce.study import MUON_RATE
+from bench.reproduce.study import MUON_RATE, READ_AT_A_TIME
 from sadkern.data import SpanCollator
 from sadkern.files import write_whole
 
 KEPT = 100  # every so many steps what there is is kept: a run that is killed goes on from there
-BATCH, SORTED = 8, 64  # episodes of a step, of so many that are sorted by length
+SORTED = 64  # so many episodes are sorted by length
 WARMUP, END = 30, 0.05  # steps until the whole rate, and what of it is left in the end
 
 
@@ -76,7 +76,7 @@ def _batches(examples: Sequence[dict[str, Any]]) -> Iterator[dict[str, torch.Ten
         found = []
         for at in range(0, len(order), SORTED):
             some = sorted(order[at : at + SORTED], key=lambda i: len(examples[i]["input_ids"]))
-            found += [some[i : i + BATCH] for i in range(0, len(some), BATCH)]
+            found += [some[i : i + READ_AT_A_TIME] for i in range(0, len(some), READ_AT_A_TIME)]
         rng.shuffle(found)
         for batch in found:
             yield pad([examples[i] for i in batch])

@@ -21,6 +21,7 @@ from bench.reproduce.study import (
     STUDENT_STEPS,
     TABLE_3,
     TABLE_5,
+    TAUGHT_AT_A_TIME,
     TEACHER,
     Cell,
     Folder,
@@ -171,9 +172,9 @@ def written(found: dict[str, Any]) -> str:
     counts = ", ".join(f"{size} {sizes[size] / 1e3:.0f}k" for size in [*SIZES, "teacher"])
     return "\n\n".join(
         [
-            f"{found['games']['tested']} games, seeds {found['seeds']}, {STUDENT_STEPS} steps of 8 "
-            f"episodes each; parameters: {counts} (teacher {TEACHER.width} wide, {TEACHER.layers} "
-            f"layers). {found['core hours']} core hours on {found['hardware']}. In brackets 95 % "
+            f"{found['games']['tested']} games, seeds {found['seeds']}, {STUDENT_STEPS} steps of "
+            f"{TAUGHT_AT_A_TIME} episodes each; parameters: {counts} (teacher {TEACHER.width} "
+            f"wide, {TEACHER.layers} layers). {found['core hours']} core hours on {found['hardware']}. In brackets 95 % "
             "intervals over games, of each of which the seeds' mean is taken.",
             "## Table 3\n\n" + _lines([*head, "paper: success / reasoning / CoT / steps"], three),
             f"## Table 5 ({ABLATED})\n\n" + _lines([*head, "paper: success / CoT / steps"], five),

@@ -17,6 +17,7 @@ from bench.reproduce.study import (
     PLAYED_AT_A_TIME,
     STUDENT_RATE,
     STUDENT_STEPS,
+    TAUGHT_AT_A_TIME,
     Folder,
 )
 from sadkern.evaluate import script
@@ -60,7 +61,7 @@ def settings(output: Path, seed: int, **others: Any) -> dict[str, Any]:
     return {
         "output_dir": str(output), "max_steps": STUDENT_STEPS, "learning_rate": STUDENT_RATE,
         "seed": seed,
-        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "warmup_steps": 20,
+        "per_device_train_batch_size": TAUGHT_AT_A_TIME, "warmup_steps": 20,
         "lr_scheduler_type": "linear", "weight_decay": 0.1, "adam_beta2": 0.95,
         "logging_steps": 20, "save_strategy": "no", "report_to": "none", "use_cpu": True,
         **others,

@@ -1,5 +1,6 @@
 """The command `sadkern`: a module a command, which loads what it needs when it is called."""
 
+import logging
 import sys
 
 try:
@@ -17,4 +18,7 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Entry point of the command."""
+    # transformers imports what is installed of these, and they say what they could not load.
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     app()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sadkern.cli.app import app, told
+from sadkern.cli.app import GOES_ON, app, told
 
 cache = typer.Typer(
     help="""Keep a teacher's signal on disk, so that training needs no teacher.
@@ -82,7 +82,7 @@ def write(
         raise typer.BadParameter("expected --data FILE and --output DIR")
     from sadkern.teacher.script import write as run
 
-    with told():
+    with told(GOES_ON):
         run(
             output, data, model=model, server=server, tokenizer=tokenizer, mode=mode, k=k,
             temperature=temperature, batch_size=batch_size, shard_mib=shard_mib,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sadkern.cli.app import app, told
+from sadkern.cli.app import GOES_ON, app, told
 
 Model = Annotated[str, typer.Option(help="The agent: a folder or a hub's name.")]
 Env = Annotated[str, typer.Option(help="alfworld, hotpotqa or webshop.")]
@@ -64,7 +64,7 @@ def evaluate(
 
     Writes episodes.jsonl (one episode a line), summary.json and summary.png.
     """
-    with told():
+    with told(GOES_ON):
         from sadkern.evaluate import script
 
         theirs = script.teacher_of(teacher or [])
@@ -98,7 +98,7 @@ def generate(
 
     Writes episodes.jsonl, of all attempts, and trajectories.jsonl, which `sadkern train` takes.
     """
-    with told():
+    with told(GOES_ON):
         from sadkern.evaluate import script
 
         _, played = _played(

@@ -21,6 +21,7 @@ from sadkern.evaluate.metrics import Estimate, summary
 from sadkern.evaluate.play import Running, play_together
 from sadkern.evaluate.tasks import Task
 from sadkern.files import write_json, write_whole
+from sadkern.teacher.named import model_named
 
 REACT, SHIPPED = "react", Path(__file__).parent / "prompts"
 LOG, SCORES, PLOT, KEPT = "episodes.jsonl", "summary.json", "summary.png", "trajectories.jsonl"
@@ -41,6 +42,7 @@ def load_agent(model: str, prefix: str, seed: int, **options: Any) -> LanguageAg
     be loaded."""
     set_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = model_named(model)
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
     tokenizer = AutoTokenizer.from_pretrained(model)
     return LanguageAgent(loaded.to(device).eval(), tokenizer, prefix, **options)
@@ -49,7 +51,7 @@ def load_agent(model: str, prefix: str, seed: int, **options: Any) -> LanguageAg
 def check_teacher(model: str, tokenizer: Any) -> None:
     """Before anything is played. ValueError: it has other tokens than the agent; OSError: there is
     none."""
-    AutoConfig.from_pretrained(model)
+    AutoConfig.from_pretrained(model_named(model))
     if AutoTokenizer.from_pretrained(model).get_vocab() != tokenizer.get_vocab():
         raise ValueError(f"{model} has other tokens than the agent: no KL between them")
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from sadkern.inspect import Survey, survey
 from sadkern.inspect.terminal import show
 from sadkern.spans.profile import profile_named
+from sadkern.teacher.named import model_named
 
 
 def main(
@@ -64,7 +65,7 @@ def _tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(model_named(name))
     except (OSError, ValueError) as error:
         raise typer.BadParameter(str(error), param_hint="--tokenizer") from error
 

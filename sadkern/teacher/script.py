@@ -21,6 +21,7 @@ from sadkern.teacher.build import build
 from sadkern.teacher.cached import store_for
 from sadkern.teacher.imports import Axolotl, DistillKit, find_config, import_files, load_config
 from sadkern.teacher.load import load_teacher
+from sadkern.teacher.named import device_named, dtype_named, model_named
 from sadkern.teacher.served import ServedTeacher
 
 
@@ -49,7 +50,8 @@ def write(
     if server and not (tokenizer or model):
         raise ValueError("--server needs the model's tokenizer: expected --tokenizer")
     rank, ranks, device = _place(loading.pop("device"))
-    texts = AutoTokenizer.from_pretrained(tokenizer or model)
+    dtype_named(loading["dtype"])
+    texts = AutoTokenizer.from_pretrained(model_named(tokenizer or model or ""))
     # Before the model, which takes longer to load and has less to be wrong.
     records = [record for path in data for record in load_trajectories(path)]
     examples = prepare(records, texts, **reading)
@@ -160,4 +162,4 @@ def _place(device: str) -> tuple[int, int, torch.device]:
     )
     if device == "auto":
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-    return rank, ranks, torch.device(device)
+    return rank, ranks, device_named(device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -14,9 +14,14 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from sadkern.store.identity import MODES
+from sadkern.teacher.named import suggestion
 from sadkern.teacher.wire import WIRES
 from sadkern.train.config import SADConfig
 
+PROG = "sadkern train"
+USAGE = """\
+%(prog)s --model_name_or_path STUDENT --dataset_name FILE
+           --teacher_model_name_or_path TEACHER --output_dir DIR [option ..]"""
 DESCRIPTION = """\
 Distil a teacher into a student, span by span: on the [REASON] and [ACT] tokens
 of agent trajectories the student learns the teacher's distribution of the next
@@ -161,17 +166,23 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return super()._get_help_string(action) if action.default is not None else action.help
 
 
-def expanded(arguments: Sequence[str]) -> list[str]:
+def expanded(arguments: Sequence[str], known: Collection[str]) -> list[str]:
     """`arguments` with each `--config FILE` replaced by what the YAML file says, put first, so that
-    what is written on the command line takes its place. ValueError: it is no mapping of settings.
+    what is written on the command line takes its place. ValueError: it is no mapping of settings,
+    or of one that is not among the `known`.
     """
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--config", action="append", default=[])
+    own = argparse.ArgumentParser(PROG, USAGE, add_help=False, allow_abbrev=False)
+    own.add_argument("--config", action="append", default=[], metavar="FILE")
     found, rest = own.parse_known_args(list(arguments))
-    return [word for file in found.config for word in _words(Path(file))] + rest
+    return [word for file in found.config for word in _words(Path(file), known)] + rest
 
 
-def _words(file: Path) -> list[str]:
+def _setting(option: str) -> str:
+    """Its name, in one of its spellings."""
+    return option.lstrip("-").replace("-", "_")
+
+
+def _words(file: Path, known: Collection[str]) -> list[str]:
     try:
         settings = yaml.safe_load(file.read_text())
     except yaml.YAMLError as error:
@@ -180,6 +191,9 @@ def _words(file: Path) -> list[str]:
         raise ValueError(f"{file} holds a {type(settings).__name__}: expected names and values")
     words: list[str] = []
     for name, value in settings.items():
+        if _setting(str(name)) not in known:
+            near = suggestion(_setting(str(name)), known)
+            raise ValueError(f"{file}: there is no setting {name!r}{near}")
         if value is not None:
             # (`fsdp` takes no True behind it, and no switch needs one.)
             values = value if isinstance(value, list) else [] if value is True else [value]
@@ -191,11 +205,18 @@ def _words(file: Path) -> list[str]:
 def parse(arguments: Sequence[str]) -> tuple[ScriptArguments, SADConfig, HfArgumentParser]:
     """The settings, and the parser, which tells errors. It exits where they are not understood."""
     parser = _parser()
+    known = {_setting(option) for option in parser._option_string_actions}
     try:
-        words = expanded(arguments)
+        words = expanded(arguments, known)
         if "--dry_run" in words and not torch.cuda.is_available():
             words.append("--use_cpu")  # it is looked at before there is a GPU
-        script, args, *_ = parser.parse_args_into_dataclasses(words)
+        script, args, *_, rest = parser.parse_args_into_dataclasses(
+            words, return_remaining_strings=True
+        )
+        if rest:
+            name = rest[0].partition("=")[0]
+            near = suggestion(_setting(name), known)
+            raise ValueError(f"there is no option {name}{near}")
         if not (
             script.teacher_model_name_or_path
             or script.teacher_cache
@@ -214,9 +235,8 @@ def parse(arguments: Sequence[str]) -> tuple[ScriptArguments, SADConfig, HfArgum
 def _parser() -> HfArgumentParser:
     parser = HfArgumentParser(
         (ScriptArguments, SADConfig),  # type: ignore[arg-type]
-        prog="sadkern train",
-        usage="%(prog)s --model_name_or_path STUDENT --dataset_name FILE\n"
-        "           --teacher_model_name_or_path TEACHER --output_dir DIR [option ..]",
+        prog=PROG,
+        usage=USAGE,
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=_Help,

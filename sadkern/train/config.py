@@ -15,6 +15,15 @@ from sadkern.spans import PROFILES, segment
 from sadkern.spans.align import TRUNCATIONS
 from sadkern.train.segmentation import SEGMENTATIONS
 
+AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "max_length": 1,
+    "learning_rate": 0,
+    "teacher_lookahead": 0,
+}
+
 
 @dataclass
 class SADConfig(TrainingArguments):
@@ -152,8 +161,15 @@ class SADConfig(TrainingArguments):
             raise ValueError(
                 "remove_unused_columns=True would drop the spans from the batches: expected False"
             )
-        if self.teacher_lookahead is not None and self.teacher_lookahead < 0:
-            raise ValueError(f"teacher_lookahead={self.teacher_lookahead}: expected 0 or more")
+        for name, least in AT_LEAST.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name}={value}: expected {least} or more")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(
+                f"num_train_epochs={self.num_train_epochs}, max_steps={self.max_steps}: expected "
+                "one of them above 0"
+            )
         if self.segmentation not in SEGMENTATIONS:
             raise ValueError(
                 f"segmentation={self.segmentation!r}: expected {', '.join(SEGMENTATIONS)}"

@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from sadkern.data import load_trajectories, prepare
-from sadkern.teacher import CachedTeacher, HardLabels, ServedTeacher, TeacherSource
+from sadkern.store import DamagedError, IdentityError
+from sadkern.teacher import (
+    CachedTeacher,
+    HardLabels,
+    MissingError,
+    ServedTeacher,
+    ServerError,
+    TeacherSource,
+)
 from sadkern.teacher.load import SAMPLE, load_teacher
+from sadkern.teacher.named import device_named, dtype_named, model_named
 from sadkern.train.arguments import ScriptArguments, parse
 from sadkern.train.config import SADConfig
 from sadkern.train.preview import print_plan
@@ -20,6 +29,9 @@ from sadkern.train.trainer import SADTrainer
 
 logger = logging.getLogger(__name__)
 K = 64  # tokens of a row, where nobody says
+STATE = "trainer_state.json"
+# What ends a run without a fault of the program: a line says it.
+FROM_OUTSIDE = (ServerError, DamagedError, IdentityError, MissingError, FloatingPointError, OSError)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,7 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     except (ValueError, OSError) as error:
         parser.error(str(error))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(script.model_name_or_path)
+        checkpoint = _checkpoint(args)
+        dtype_named(script.dtype)
+        tokenizer = AutoTokenizer.from_pretrained(model_named(script.model_name_or_path))
         if script.teacher_model_name_or_path:
             _check_tokenizers(
                 tokenizer, script.model_name_or_path, script.teacher_model_name_or_path
@@ -54,10 +68,10 @@ def main(arguments: Sequence[str]) -> None:
         )
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         parser.error(str(error))
-    checkpoint = args.resume_from_checkpoint
-    if checkpoint == "last":
-        checkpoint = last_checkpoint(str(args.output_dir))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except FROM_OUTSIDE as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
     if trainer.stop.received is not None:
         logger.warning("the same command with --resume_from_checkpoint last goes on")
         raise SystemExit(128 + trainer.stop.received)
@@ -65,6 +79,8 @@ def main(arguments: Sequence[str]) -> None:
         trainer.evaluate()
     trainer.save_model()
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        print(f"the student is in {args.output_dir}, after {trainer.state.global_step} steps")
     # Several processes: left to the interpreter's exit, the threads between them may abort it, and
     # those of a wrapped model are there as long as that is.
     accelerator = trainer.accelerator
@@ -73,10 +89,24 @@ def main(arguments: Sequence[str]) -> None:
     accelerator.end_training()
 
 
+def _checkpoint(args: SADConfig) -> str | None:
+    """What is gone on from. ValueError: it is not there."""
+    named = args.resume_from_checkpoint
+    if named == "last":
+        return last_checkpoint(str(args.output_dir))
+    if named is not None and not (Path(named) / STATE).is_file():
+        newest = last_checkpoint(str(args.output_dir))
+        raise ValueError(
+            f"--resume_from_checkpoint {named}: there is no checkpoint; {args.output_dir} has "
+            + (f"{newest}" if newest else "none")
+        )
+    return named
+
+
 def last_checkpoint(output_dir: str | Path) -> str | None:
     """The newest checkpoint in `output_dir` that was written to its end; None: there is none."""
     # The state is what the Trainer writes last: a folder without it was interrupted.
-    whole = [state.parent for state in Path(output_dir).glob("checkpoint-*/trainer_state.json")]
+    whole = [state.parent for state in Path(output_dir).glob(f"checkpoint-*/{STATE}")]
     return str(max(whole, key=lambda folder: int(folder.name.split("-")[1]))) if whole else None
 
 
@@ -97,7 +127,7 @@ def _teacher(
         # One that ranks are to share is whole in the host's memory alone.
         shared = args.fsdp and not offload and not script.teacher_quantization
         here = "cpu" if shared else args.device
-        device = here if offload else script.teacher_device or here
+        device = here if offload else device_named(script.teacher_device or str(here))
         sample = None
         if script.teacher_quantization:
             sample = prepare(records[:SAMPLE], tokenizer, **args.reading())
@@ -136,8 +166,9 @@ def _lora(script: ScriptArguments) -> Any:
 def _check_tokenizers(tokenizer: Any, student: str, name: str) -> None:
     """Refuses a teacher to whom the student's token ids mean something else."""
     try:
-        teacher = AutoTokenizer.from_pretrained(name)
+        teacher = AutoTokenizer.from_pretrained(model_named(name))
     except (ValueError, OSError):
+        AutoConfig.from_pretrained(name)  # whose error, if there is no model either, says more
         logger.warning("%s has no tokenizer: it is taken to have the student's", name)
         return
     theirs = teacher.get_vocab()
