@@ -27,12 +27,12 @@ from sadkern.plan.track import tracked
 
 RESULTS = Path(__file__).parent / "results" / "plan.json"
 LORA: dict[str, Any] = {"method": "lora", "optimizer": "adamw", "in_backward": False}
-SHARED: dict[str, Any] = {"source": "online", "fsdp": True, "in_backward": False}
+SHARED: dict[str, Any] = {"teacher_source": "online", "fsdp": True, "in_backward": False}
 WAYS: dict[str, dict[str, Any]] = {
-    "full fine-tuning, cached teacher": {"source": "cached"},
-    "full fine-tuning, teacher in 4 bits beside it": {"source": "online-4bit"},
-    "LoRA, bf16 teacher beside it": {**LORA, "source": "online"},
-    "LoRA, teacher in 4 bits beside it": {**LORA, "source": "online-4bit"},
+    "full fine-tuning, cached teacher": {"teacher_source": "cached"},
+    "full fine-tuning, teacher in 4 bits beside it": {"teacher_source": "online-4bit"},
+    "LoRA, bf16 teacher beside it": {**LORA, "teacher_source": "online"},
+    "LoRA, teacher in 4 bits beside it": {**LORA, "teacher_source": "online-4bit"},
     "full fine-tuning, bf16 teacher, 2 cards": {**SHARED, "gpus": 2},
     "full fine-tuning, bf16 teacher, 4 cards": {**SHARED, "gpus": 4},
 }

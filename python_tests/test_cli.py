@@ -234,6 +234,25 @@ def test_help_teaches(monkeypatch):
     assert len(done.output.splitlines()) < 200
 
 
+def test_options_are_understood_in_either_spelling(files, tmp_path):
+    lengths = []
+    for option in ("--max-length", "--max_length"):
+        where = tmp_path / option
+        made = sadkern(
+            "cache", "--model", files / "teacher", "--data", files / "train.jsonl",
+            "--output", where, option, 40,
+        )  # fmt: skip
+        assert made.exit_code == 0, made.output
+        facts = json.loads(sadkern("cache", "info", where, "--json").output)
+        lengths.append(facts["supervised tokens"])
+    assert lengths[0] == lengths[1] < 6 * 40
+
+
+def test_commands_are_listed_as_one_comes_to_use_them():
+    said = re.findall(r"^│ (\w+)  ", sadkern("--help").output, re.MULTILINE)
+    assert said == ["demo", "inspect", "train", "cache", "eval", "generate", "plan", "info"]
+
+
 def test_info_says_what_is_built():
     done = sadkern("info")
     assert done.exit_code == 0

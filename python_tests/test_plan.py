@@ -41,26 +41,28 @@ WAYS = {
     "cached": {},
     "longer": {"seq_len": 2048, "batch": 4},
     "activations kept": {"checkpointing": False, "student": "llama-7b:5"},
-    "4 bits": {"source": "online-4bit"},
-    "hidden, gradients kept": {"source": "hidden", "in_backward": False},
+    "4 bits": {"teacher_source": "online-4bit"},
+    "hidden, gradients kept": {"teacher_source": "hidden", "in_backward": False},
     "adamw, few rows": {"optimizer": "adamw", "in_backward": False, "supervised": 0.1, "batch": 1},
-    "lora": {"method": "lora", "source": "online", "optimizer": "adamw", "in_backward": False},
+    "lora": {"method": "lora", "teacher_source": "online", "optimizer": "adamw",
+             "in_backward": False},
     "opt, gradients kept": {"student": "opt-2.7b:5", "in_backward": False},
-    "opt": {"student": "opt-2.7b:5", "teacher": "opt-13b:1", "source": "online"},
-    "gpt2": {"student": "gpt2-120m", "teacher": "gpt2-1.5b:3", "source": "online",
+    "opt": {"student": "opt-2.7b:5", "teacher": "opt-13b:1", "teacher_source": "online"},
+    "gpt2": {"student": "gpt2-120m", "teacher": "gpt2-1.5b:3", "teacher_source": "online",
              "optimizer": "adamw", "in_backward": False, "checkpointing": False},
 }  # fmt: skip
 ON_CARDS = {
-    "2": {"gpus": 2, "source": "online"},
+    "2": {"gpus": 2, "teacher_source": "online"},
     "2, longer": {"gpus": 2, "seq_len": 2048},
-    "4, one sequence": {"gpus": 4, "source": "online", "seq_len": 128, "batch": 1},
-    "4, more layers": {"gpus": 4, "student": "llama-7b:5", "source": "online"},
-    "2, activations kept": {"gpus": 2, "source": "online", "checkpointing": False},
-    "4, lora": {"gpus": 4, "method": "lora", "source": "online", "optimizer": "adamw"},
-    "8": {"gpus": 8, "source": "online"},
-    "2, opt": {"gpus": 2, "student": "opt-2.7b:5", "teacher": "opt-13b:3", "source": "online"},
-    "2, gpt2": {"gpus": 2, "student": "gpt2-120m", "teacher": "gpt2-1.5b:3", "source": "online",
-                "optimizer": "adamw"},
+    "4, one sequence": {"gpus": 4, "teacher_source": "online", "seq_len": 128, "batch": 1},
+    "4, more layers": {"gpus": 4, "student": "llama-7b:5", "teacher_source": "online"},
+    "2, activations kept": {"gpus": 2, "teacher_source": "online", "checkpointing": False},
+    "4, lora": {"gpus": 4, "method": "lora", "teacher_source": "online", "optimizer": "adamw"},
+    "8": {"gpus": 8, "teacher_source": "online"},
+    "2, opt": {"gpus": 2, "student": "opt-2.7b:5", "teacher": "opt-13b:3",
+               "teacher_source": "online"},
+    "2, gpt2": {"gpus": 2, "student": "gpt2-120m", "teacher": "gpt2-1.5b:3",
+                "teacher_source": "online", "optimizer": "adamw"},
 }  # fmt: skip
 WAYS |= {
     f"on {name}": {**way, "fsdp": True, "in_backward": False} for name, way in ON_CARDS.items()
@@ -68,11 +70,11 @@ WAYS |= {
 
 
 PEERS = {
-    "eager logits": {"source": "online-4bit"},
-    "eager logits, cached": {"source": "cached"},
-    "TRL GKD": {"source": "online-4bit"},
-    "TRL stable": {"source": "online", "in_backward": False},
-    "Liger": {"source": "online", "in_backward": False},
+    "eager logits": {"teacher_source": "online-4bit"},
+    "eager logits, cached": {"teacher_source": "cached"},
+    "TRL GKD": {"teacher_source": "online-4bit"},
+    "TRL stable": {"teacher_source": "online", "in_backward": False},
+    "Liger": {"teacher_source": "online", "in_backward": False},
 }
 
 
@@ -92,7 +94,7 @@ def test_compared_with_others():
     setting = Setting(student="llama-7b:3", teacher="llama-13b:3", seq_len=2048)
     found = compared(setting)
     assert list(found) == ["eager logits", "TRL GKD", "TRL stable", "Liger"]
-    assert {name: one.setting.source for name, one in found.items()} == {
+    assert {name: one.setting.teacher_source for name, one in found.items()} == {
         "eager logits": "cached", "TRL GKD": "online", "TRL stable": "online", "Liger": "online",
     }  # fmt: skip
     # 12 bytes of each of the student's logits, for a cached teacher.
@@ -116,9 +118,14 @@ def test_the_plan_is_within_5_percent_of_what_torch_tracks(way):
 
 def test_one_card_of_48_gb():
     """The README's three, worked out; at full size `python -m bench.plan` tracks them."""
-    lora = {"method": "lora", "source": "online", "optimizer": "adamw", "in_backward": False}
+    lora = {
+        "method": "lora",
+        "teacher_source": "online",
+        "optimizer": "adamw",
+        "in_backward": False,
+    }
     assert estimate(Setting()).peak < 32 * GIB
-    assert estimate(Setting(source="online-4bit")).peak < 40 * GIB
+    assert estimate(Setting(teacher_source="online-4bit")).peak < 40 * GIB
     assert estimate(Setting(**lora)).peak < 42 * GIB
 
 
@@ -176,7 +183,9 @@ def test_cards_that_share_nothing_have_all_gradients_twice():
 
 
 def test_what_to_change_takes_less():
-    setting = Setting(source="online", optimizer="adamw", in_backward=False, checkpointing=False)
+    setting = Setting(
+        teacher_source="online", optimizer="adamw", in_backward=False, checkpointing=False
+    )
     peak = estimate(setting).peak
     ways = dict(show.remedies(setting))
     assert set(ways) == {
@@ -264,7 +273,7 @@ def test_the_command_speaks_json():
         (["--gpu", "-3"], "gpu='-3': expected one of a6000"),
         (["--gpu", "2"], "its memory in GiB, more than the 2 that are left to CUDA"),
         (["--method", "half"], "method='half': expected one of full, lora"),
-        (["--teacher-source", "radio"], "source='radio': expected one of online"),
+        (["--teacher-source", "radio"], "teacher_source='radio': expected one of online"),
         (["--fsdp"], "fsdp=True, gpus=1: expected more than one card"),
         (["--gpus", "2", "--in-backward"], "in_backward=True, gpus=2: expected in_backward=False"),
         (["--gpus", "2", "--track"], "expected --fsdp or --gpus 1"),

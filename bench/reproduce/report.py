@@ -174,8 +174,9 @@ def written(found: dict[str, Any]) -> str:
         [
             f"{found['games']['tested']} games, seeds {found['seeds']}, {STUDENT_STEPS} steps of "
             f"{TAUGHT_AT_A_TIME} episodes each; parameters: {counts} (teacher {TEACHER.width} "
-            f"wide, {TEACHER.layers} layers). {found['core hours']} core hours on {found['hardware']}. In brackets 95 % "
-            "intervals over games, of each of which the seeds' mean is taken.",
+            f"wide, {TEACHER.layers} layers). {found['core hours']} core hours on "
+            f"{found['hardware']}. In brackets 95 % intervals over games, of each of which the "
+            "seeds' mean is taken.",
             "## Table 3\n\n" + _lines([*head, "paper: success / reasoning / CoT / steps"], three),
             f"## Table 5 ({ABLATED})\n\n" + _lines([*head, "paper: success / CoT / steps"], five),
             f"## Curriculum, and TRL ({ABLATED})\n\n" + _lines([*head, ""], more),

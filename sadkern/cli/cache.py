@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sadkern.cli.app import GOES_ON, app, told
+from sadkern.spans import PROFILES
 
 cache = typer.Typer(
     help="""Keep a teacher's signal on disk, so that training needs no teacher.
@@ -45,10 +46,13 @@ def write(
             "sampled (k draws: unbiased gradients)."
         ),
     ] = "topk",
-    temperature: Annotated[float, typer.Option(help="At which the student is compared.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Divides the logits; that of training.")] = 1.0,
     tokenizer: Annotated[str | None, typer.Option(help="If not the model's own.")] = None,
     profile: Annotated[
-        str, typer.Option(help="How trajectories are written: auto, a name or a .yaml file.")
+        str,
+        typer.Option(
+            help=f"How trajectories are written: auto, {', '.join(PROFILES)} or a .yaml file."
+        ),
     ] = "auto",
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a trajectory, as in training.")
@@ -57,13 +61,20 @@ def write(
         "right"
     ),
     supervise_markers: Annotated[
-        bool, typer.Option("--supervise-markers", help="As in training.")
+        bool,
+        typer.Option(
+            "--supervise-markers", help="Also 'Thought:', 'Action:' and the like, as in training."
+        ),
     ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Trajectories at a time.")] = 8,
-    dtype: Annotated[str, typer.Option(help="Of its weights; auto: as they are saved.")] = "auto",
-    device: Annotated[str, typer.Option(help="Where it runs: auto, cuda:1, cpu, ..")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Of the teacher's weights; auto: as they are saved.")
+    ] = "auto",
+    device: Annotated[
+        str, typer.Option(help="Where the teacher runs: auto, cuda:1, cpu, ..")
+    ] = "auto",
     offload: Annotated[
-        bool, typer.Option("--offload", help="Keep its weights in the host's memory.")
+        bool, typer.Option("--offload", help="Keep the teacher's weights in the host's memory.")
     ] = False,
     quantization: Annotated[
         str | None, typer.Option(help="8bit or 4bit; what it costs in KL is measured.")
@@ -100,7 +111,10 @@ def cache_info(
     path: StorePath,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Say what a cache holds: whose signal, of how much, in how many bytes."""
+    """Say what a cache holds: whose signal, of how much, in how many bytes.
+
+    sadkern cache info cache/
+    """
     from sadkern.teacher.script import info as run
 
     with told():
@@ -115,6 +129,8 @@ def verify(
     ] = False,
 ) -> None:
     """Read every byte of a cache and name the files that are not as they were written.
+
+    sadkern cache verify cache/ --drop
 
     Exit status: 1 where there are any, else 0.
     """
@@ -131,7 +147,10 @@ def merge(
     output: Annotated[Path, typer.Option(help="Where the cache of all is made.")],
     shard_mib: ShardMiB = 128.0,
 ) -> None:
-    """Make one cache of several, each trajectory once, in files of even size."""
+    """Make one cache of several, each trajectory once, in files of even size.
+
+    sadkern cache merge part-0/ part-1/ --output cache/
+    """
     from sadkern.teacher.script import join as run
 
     with told():
@@ -146,9 +165,9 @@ def import_captures(
     format: Annotated[str, typer.Option(help="Whose captures: distillkit or axolotl.")],
     output: Annotated[Path, typer.Option(help="Where the cache is made or added to.")],
     teacher: Annotated[str, typer.Option(help="The model that gave them, by name.")],
-    revision: Annotated[str | None, typer.Option(help="Of the model.")] = None,
+    revision: Annotated[str | None, typer.Option(help="The model's revision.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Of the model; a run with another is then refused.")
+        str | None, typer.Option(help="The model's; a run with another is then refused.")
     ] = None,
     vocab: Annotated[
         int | None,

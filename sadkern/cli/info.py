@@ -9,7 +9,10 @@ from sadkern.cli.app import app
 
 @app.command()
 def info() -> None:
-    """Say which kernels were built and which this machine uses."""
+    """Say which kernels were built and which this machine uses.
+
+    sadkern info
+    """
     from sadkern import __version__, build_info
 
     typer.echo(f"sadkern {__version__}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sadkern.cli.app import app, told
+from sadkern.spans import PROFILES
 
 
 @app.command()
@@ -16,7 +17,8 @@ def inspect(
         list[Path], typer.Argument(help="Files of trajectories: JSON Lines or JSON, gzip or not.")
     ],
     profile: Annotated[
-        str, typer.Option(help="How they are written: auto, a profile's name, or a .yaml file.")
+        str,
+        typer.Option(help=f"How they are written: auto, {', '.join(PROFILES)}, or a .yaml file."),
     ] = "auto",
     tokenizer: Annotated[
         str | None,
@@ -28,7 +30,7 @@ def inspect(
     samples: Annotated[
         int, typer.Option(help="Trajectories of each environment that are shown in colour.")
     ] = 1,
-    seed: Annotated[int, typer.Option(help="Of which are shown.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draw of those that are shown.")] = 0,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object to standard output, no samples.")
     ] = False,
@@ -41,7 +43,8 @@ def inspect(
 ) -> None:
     """Show what in files of trajectories would be trained on: REASON in blue, ACT in red.
 
-    Exit status: 1 where a line is no trajectory (it is named, and the rest goes on), else 0.
+    Exit status: 1 where a line is no trajectory (it is named, and the rest goes on) or none is
+    there, else 0.
 
     sadkern inspect trajectories.jsonl --tokenizer student/ --max-length 512 --html report.html
     """

@@ -14,7 +14,7 @@ def plan(
     student: Annotated[
         str, typer.Option(help="A model of the paper, such as llama-7b, or a folder.")
     ] = "llama-7b",
-    teacher: Annotated[str, typer.Option(help="Likewise.")] = "llama-13b",
+    teacher: Annotated[str, typer.Option(help="Its teacher, named alike.")] = "llama-13b",
     gpu: Annotated[
         str, typer.Option(help="Such as a6000 or h100, or its memory in GiB.")
     ] = "a6000",
@@ -29,9 +29,11 @@ def plan(
     ] = "adamw8bit",
     batch: Annotated[int, typer.Option(help="Trajectories of a step.")] = 8,
     seq_len: Annotated[int, typer.Option(help="Tokens of a trajectory.")] = 512,
-    supervised: Annotated[float, typer.Option(help="Share of them that carries a loss.")] = 1.0,
+    supervised: Annotated[
+        float, typer.Option(help="Share of the tokens that carries a loss.")
+    ] = 1.0,
     k: Annotated[int, typer.Option(help="Tokens of a cached or served teacher.")] = 64,
-    rank: Annotated[int, typer.Option(help="Of adapters.")] = 16,
+    rank: Annotated[int, typer.Option(help="Rank of the adapters of lora.")] = 16,
     in_backward: Annotated[
         bool | None,
         typer.Option(
@@ -65,7 +67,7 @@ def plan(
         in_backward = method == "full" and gpus == 1
     with told():
         setting = Setting(
-            student=student, teacher=teacher, method=method, source=teacher_source,
+            student=student, teacher=teacher, method=method, teacher_source=teacher_source,
             optimizer=optimizer, in_backward=in_backward, checkpointing=checkpointing, batch=batch,
             seq_len=seq_len, supervised=supervised, k=k, rank=rank, gpus=gpus, fsdp=fsdp,
         )  # fmt: skip

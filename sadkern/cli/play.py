@@ -16,7 +16,7 @@ Games = Annotated[
     Path | None, typer.Option(help="ALFWorld's games or HotPotQA's questions, JSON Lines or .gz.")
 ]
 Count = Annotated[
-    int | None, typer.Option(min=1, help="Of tasks, the first ones; all if not given.")
+    int | None, typer.Option(min=1, help="How many tasks, from the first; all if not given.")
 ]
 Prompt = Annotated[
     str | None,
@@ -26,9 +26,9 @@ Prompt = Annotated[
     ),
 ]
 Together = Annotated[int, typer.Option(min=1, help="Episodes that go on at a time.")]
-Turns = Annotated[int, typer.Option(min=1, help="Of an episode, at most.")]
+Turns = Annotated[int, typer.Option(min=1, help="Turns of an episode, at most.")]
 NewTokens = Annotated[int, typer.Option(min=1, help="Tokens of a thought or action, at most.")]
-Seed = Annotated[int, typer.Option(help="Of what is drawn: WebShop's goals, and tokens.")]
+Seed = Annotated[int, typer.Option(help="Seed of what is drawn: WebShop's goals, and tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0: each time the most likely token.")]
 TopP = Annotated[
     float, typer.Option(min=0.0, max=1.0, help="Share of the probability that is drawn from.")

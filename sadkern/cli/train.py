@@ -33,11 +33,11 @@ def demo(
     output_dir: Annotated[
         Path, typer.Option(help="Where models, figures and the picture go.")
     ] = Path("runs/demo"),
-    seed: Annotated[
-        int, typer.Option(help="Of initial weights and order; another, other numbers.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of initial weights and order.")] = 0,
 ) -> None:
     """Train a small teacher on shipped trajectories, distil a smaller student, print how it went.
+
+    sadkern demo
 
     Everything is real and on this machine's CPU: under four minutes on two cores.
     """

@@ -132,11 +132,10 @@ def report(
     write_json(output / SCORES, {"scores": scores, "failures": failures})
     table = Table(box=None, pad_edge=False)
     table.add_column("")
-    names = list(next(iter(found.values()), {}))
-    for name in names:
-        table.add_column(name, justify="right")
-    for env, rows in found.items():
-        table.add_row(env, *(_told(rows[name]) for name in names))
+    for env in found:
+        table.add_column(env, justify="right")
+    for name in dict.fromkeys(name for rows in found.values() for name in rows):
+        table.add_row(name, *(_told(rows[name]) if name in rows else "" for rows in found.values()))
     console = Console()
     console.print(table)
     console.print("(mean, and a 95 % interval over episodes by bootstrap)", highlight=False)

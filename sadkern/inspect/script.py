@@ -58,7 +58,7 @@ def main(
         print(json.dumps(found.as_dict(), ensure_ascii=False))
     else:
         show(found, Console())
-    return int(bool(found.faults))
+    return int(bool(found.faults) or not found.whole.trajectories)
 
 
 def _tokenizer(name: str) -> Any:

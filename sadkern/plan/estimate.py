@@ -91,7 +91,11 @@ def estimate(setting: Setting, device: str = "cuda", loss: str | None = None) ->
 def compared(setting: Setting) -> dict[str, Estimate]:
     """With each of `OTHERS`, which but for the first need the teacher beside them."""
     first, *rest = OTHERS
-    beside = setting if setting.source.startswith("online") else replace(setting, source="online")
+    beside = (
+        setting
+        if setting.teacher_source.startswith("online")
+        else replace(setting, teacher_source="online")
+    )
     found = {first: estimate(setting, loss=first)}
     return found | {name: estimate(beside, loss=name) for name in rest}
 
@@ -178,14 +182,14 @@ def _teacher(x: Setting) -> tuple[int, int]:
     if x.likely:
         return 0, 0
     teacher = counted(x.teacher)
-    if x.source == "hidden":
+    if x.teacher_source == "hidden":
         return BF16 * teacher.head, 0
     count = sum(teacher.weights)
     if x.fsdp:  # a layer is there whole, and the next
         shared = BF16 * (count - teacher.head) // x.shares + BF16 * teacher.head + teacher.buffers
         return shared, _passing(x.teacher, x.batch, x.seq_len) + 2 * BF16 * teacher.layer
     passing = _passing(x.teacher, x.batch, x.seq_len)
-    if x.source == "online":
+    if x.teacher_source == "online":
         return BF16 * count + teacher.buffers, passing
     packed = sum(prod(shape) for shape in teacher.matrices)
     largest = max(prod(shape) for shape in teacher.matrices)

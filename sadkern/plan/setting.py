@@ -29,7 +29,7 @@ class Setting:
     student: str = "llama-7b"
     teacher: str = "llama-13b"
     method: str = "full"  # of METHODS
-    source: str = "cached"  # of SOURCES
+    teacher_source: str = "cached"  # of SOURCES
     optimizer: str = "adamw8bit"  # of OPTIMIZERS
     in_backward: bool = True  # gradients are consumed as they are made
     checkpointing: bool = True
@@ -42,7 +42,11 @@ class Setting:
     fsdp: bool = False  # they share the models' weights (FSDP2); else each has all (DDP)
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("source", SOURCES), ("optimizer", OPTIMIZERS)):
+        for name, known in (
+            ("method", METHODS),
+            ("teacher_source", SOURCES),
+            ("optimizer", OPTIMIZERS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r}: expected one of {', '.join(known)}"
@@ -71,7 +75,7 @@ class Setting:
     @property
     def likely(self) -> bool:
         """Whether the teacher says its most likely tokens alone."""
-        return self.source in ("cached", "served")
+        return self.teacher_source in ("cached", "served")
 
     @property
     def tokens(self) -> int:

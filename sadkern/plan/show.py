@@ -44,7 +44,7 @@ def described(x: Setting) -> str:
     parts = [
         f"{x.teacher} -> {x.student}",
         x.method if x.method == "full" else f"LoRA of rank {x.rank}",
-        f"teacher {x.source}",
+        f"teacher {x.teacher_source}",
         x.optimizer + (" in the backward pass" if x.in_backward else ""),
         f"{x.batch} x {x.seq_len} tokens",
         "activations checkpointed" if x.checkpointing else "activations kept",
@@ -113,7 +113,7 @@ def show_others(found: Estimate, budget: int, console: Console) -> None:
         loss = max(moment.loss for moment in other.moments)
         fits = "yes" if other.peak <= budget else "no"
         sizes = (f"{count / GIB:.2f}" for count in (other.peak, loss))
-        table.add_row(name, *sizes, fits, other.setting.source)
+        table.add_row(name, *sizes, fits, other.setting.teacher_source)
     console.print(table)
 
 
@@ -126,16 +126,17 @@ def remedies(x: Setting) -> Iterator[tuple[str, Setting]]:
     if x.optimizer != "adamw8bit":
         yield "--optimizer adamw8bit", replace(x, optimizer="adamw8bit")
     for source in ("online-4bit", "hidden", "cached"):
-        if x.source.startswith("online") and x.source != source:
-            yield f"--teacher-source {source}", replace(x, source=source)
+        if x.teacher_source.startswith("online") and x.teacher_source != source:
+            yield f"--teacher-source {source}", replace(x, teacher_source=source)
     if x.method == "full":
         yield "--method lora", replace(x, method="lora", in_backward=False)
     if not x.fsdp:
         more = max(2, x.gpus)
         yield f"--gpus {more} --fsdp", replace(x, gpus=more, fsdp=True, in_backward=False)
+    kept = "cached" if x.teacher_source.startswith("online") else x.teacher_source
     least = replace(
         x, checkpointing=True, in_backward=x.method == "full" and x.gpus == 1,
-        optimizer="adamw8bit", source="cached" if x.source.startswith("online") else x.source,
+        optimizer="adamw8bit", teacher_source=kept,
     )  # fmt: skip
     if least != x:
         yield "all of these but LoRA and more cards", least

@@ -245,9 +245,9 @@ def _source(setting: Setting) -> Any:
     if setting.likely:
         return Likely(setting.k)
     teacher = empty_model(config_of(setting.teacher))
-    if setting.source == "hidden":
+    if setting.teacher_source == "hidden":
         return Hidden(teacher.get_output_embeddings())
-    if setting.source == "online-4bit":
+    if setting.teacher_source == "online-4bit":
         chosen = set(linear_layers(teacher))
         for module in list(teacher.modules()):
             for name, child in module.named_children():

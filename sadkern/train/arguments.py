@@ -133,15 +133,18 @@ class ScriptArguments:
     use_peft: bool = field(
         default=False, metadata={"help": "Train a LoRA adapter in place of the weights."}
     )
-    lora_r: int = field(default=16, metadata={"help": "Its rank."})
-    lora_alpha: int = field(default=32, metadata={"help": "Its scale, times the rank."})
-    lora_dropout: float = field(default=0.05, metadata={"help": "Of what goes into it."})
+    lora_r: int = field(default=16, metadata={"help": "The adapter's rank."})
+    lora_alpha: int = field(default=32, metadata={"help": "The adapter's scale, times its rank."})
+    lora_dropout: float = field(
+        default=0.05, metadata={"help": "Dropout of what goes into the adapter."}
+    )
     lora_target_modules: list[str] = field(
         default_factory=lambda: ["all-linear"],
-        metadata={"help": "Names of the layers that get one; all-linear: all but the head."},
+        metadata={"help": "Names of layers that get an adapter; all-linear: all but the head."},
     )
     lora_modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Names of layers that are trained whole beside it."}
+        default=None,
+        metadata={"help": "Names of layers that are trained whole beside the adapter."},
     )
     dry_run: bool = field(
         default=False, metadata={"help": "Say what would be done, and stop before it is."}
