@@ -234,7 +234,7 @@ def _check_projection(name: str, side: Projection) -> None:
 
 def _check_topk(name: str, side: TopK) -> None:
     if not isinstance(side.ids, Tensor) or side.ids.dtype not in (torch.int32, torch.int64):
-        got = getattr(side.ids, "dtype", type(side.ids).__name__)
+        got = side.ids.dtype if isinstance(side.ids, Tensor) else f"a {type(side.ids).__name__}"
         raise ValueError(f"{name}.ids is {got}, expected a Tensor of torch.int32 or torch.int64")
     _floating(f"{name}.logprobs", side.logprobs)
     if side.ids.ndim == 0 or side.ids.shape[-1] == 0:

@@ -192,6 +192,8 @@ def span_kl(
         raise ValueError(f"reduction={reduction!r}: expected one of {', '.join(REDUCTIONS)}")
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature}: expected a positive number")
+    if isinstance(span_weights, int | float):
+        raise ValueError(f"span_weights={span_weights}: expected numbers, one per span")
     weights = [float(weight) for weight in span_weights]
     if not weights or not all(0 <= weight < float("inf") for weight in weights):
         raise ValueError(f"span_weights={weights}: expected numbers >= 0, one per span")
