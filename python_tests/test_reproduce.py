@@ -54,6 +54,14 @@ def test_means_over_seeds_and_intervals_over_games():
     assert difference(seeds, other, "x")[:3] == (0.0, 0.0, 0.0)
 
 
+def test_a_cell_needs_no_other_and_one_base():
+    names = {name for stage in command.jobs() for name in stage}
+    assert names - command.unneeded_for("token-large-1") == {
+        "episodes-0", "episodes-1", "tokenizer", "teacher", "base-large", "signal",
+        "teacher-plays", "token-large-1",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -143,6 +151,10 @@ def test_the_whole_study_with_little_of_everything(tmp_path, monkeypatch, capsys
     assert "| 43.7 / 11.2 / 62.3 / 8.2 |" not in text  # of a size that is not here
     assert "| 56.3 / 9.8 / 71.5 / 7.1 |" in text
     assert (folder.root / "reproduce.png").stat().st_size > 10_000
+    report.tell_cell(folder, "sad-middle-0")
+    told = capsys.readouterr().out
+    assert "sad-middle-0" in told
+    assert f"{found['cells']['sad-middle-0']['reason KL']:.6g}" in told
     # Again: the same words.
     first = (folder.cell("sad-middle-0") / LOG).read_text()
     before = command.set_aside(folder, "sad-middle-0")

@@ -97,7 +97,11 @@ def main() -> int:
         f"{TEST_SPLIT} (JSON Lines or .gz). Default: games of our own, of another seed.",
     )  # fmt: skip
     add("--workers", type=int, default=os.cpu_count() or 1, help="Processes, each on one core.")
-    add("--cell", help="Only this one and what it needs, such as sad-middle-0.")
+    add(
+        "--cell",
+        help="Only this one and what it needs, such as sad-middle-0; its numbers beside "
+        "those in bench/results.",
+    )
     add("--again", action="store_true", help="Teach --cell anew, and say whether it does the same.")
     add("--write", action="store_true", help="Tables and pictures to bench/results.")
     add("--job", help=argparse.SUPPRESS)
@@ -117,7 +121,8 @@ def main() -> int:
         if not games:
             parser.error(f"{args.games}: none of its games is of the split {TEST_SPLIT}")
         material.write_test_games(folder, games)
-    wanted = [name for name in known if not args.cell or name not in cells or name == args.cell]
+    unneeded = unneeded_for(args.cell) if args.cell else set()
+    wanted = [name for name in known if name not in unneeded]
     before = set_aside(folder, args.cell) if args.again else None
     failed = everything(folder, wanted, args.workers)
     for name in failed:
@@ -125,9 +130,18 @@ def main() -> int:
         print(f"{name} failed ({folder.log(name)}):\n  " + "\n  ".join(lines), file=sys.stderr)
     if not failed and before is not None:
         return again(before, folder.cell(args.cell))
-    if not failed:
+    if not failed and args.cell:
+        report.tell_cell(folder, args.cell)
+    elif not failed:
         report.tell(folder, args.write)
     return 1 if failed else 0
+
+
+def unneeded_for(cell: str) -> set[str]:
+    """What the cell does without: other cells, and bases of another size."""
+    size = next(one.size for one in CELLS if one.name == cell)
+    others = {one.name for one in CELLS} | {f"base-{other}" for other in SIZES}
+    return {*others, *(f"base-{other}-plays" for other in SIZES)} - {cell, f"base-{size}"}
 
 
 def set_aside(folder: Folder, cell: str) -> Path | None:

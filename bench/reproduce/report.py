@@ -68,6 +68,30 @@ def difference(ours: Sequence[dict], theirs: Sequence[dict], metric: str) -> Est
     )
 
 
+def means(games: dict[str, dict[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([one[name] for one in games.values()])) for name in METRICS}
+
+
+def kl_of(folder: Folder, cell: Cell) -> dict[str, float]:
+    measured = json.loads((folder.cell(cell.name) / "measured.json").read_text())
+    return {name: measured[key] for name, key in KL.items()}
+
+
+def tell_cell(folder: Folder, name: str) -> None:
+    """One cell's numbers, beside those that are kept in the results."""
+    tokens = tokens_of(material.tokenizer_of(folder))
+    own, teacher = (list(read([place / LOG])) for place in (folder.cell(name), folder.teacher))
+    cell = next(cell for cell in CELLS if cell.name == name)
+    ours = {**means(per_game(own, teacher, tokens)), **kl_of(folder, cell)}
+    kept = RESULTS / "reproduce.json"
+    theirs = json.loads(kept.read_text())["cells"].get(name, {}) if kept.exists() else {}
+    rows = [
+        [metric, f"{value:.6g}", f"{theirs[metric]:.6g}" if metric in theirs else ""]
+        for metric, value in ours.items()
+    ]
+    Console().print(_lines([name, "here", "in bench/results"], rows), markup=False)
+
+
 def gathered(folder: Folder) -> dict[str, Any]:
     """Everything, as it is kept in JSON."""
     tokens = tokens_of(material.tokenizer_of(folder))
@@ -76,25 +100,23 @@ def gathered(folder: Folder) -> dict[str, Any]:
     def numbers(path: Path) -> dict:
         return per_game(list(read([path / LOG])), teacher, tokens)
 
+    each_cell = {
+        cell: numbers(folder.cell(cell.name)) for cell in CELLS if folder.done(cell.name).exists()
+    }
     cells: dict[tuple[str, str], list[Cell]] = {}
-    for cell in CELLS:
-        if folder.done(cell.name).exists():
-            cells.setdefault((cell.method, cell.size), []).append(cell)
-    seeds = {row: [numbers(folder.cell(cell.name)) for cell in own] for row, own in cells.items()}
+    for cell in each_cell:
+        cells.setdefault((cell.method, cell.size), []).append(cell)
+    seeds = {row: [each_cell[cell] for cell in own] for row, own in cells.items()}
 
     def told(seeds: Sequence[dict]) -> dict[str, Any]:
         return {metric: over_games(seeds, metric)._asdict() for metric in METRICS}
 
     rows = {}
     for (method, size), own in cells.items():
-        measured = [
-            json.loads((folder.cell(cell.name) / "measured.json").read_text()) for cell in own
-        ]
-        each = seeds[method, size]
+        kl = [kl_of(folder, cell) for cell in own]
         rows[f"{method}-{size}"] = {
-            **told(each),
-            **{name: float(np.mean([one[key] for one in measured])) for name, key in KL.items()},
-            "success of each seed": [over_games([one], "success").value for one in each],
+            **told(seeds[method, size]),
+            **{name: float(np.mean([one[name] for one in kl])) for name in KL},
         }
     differences = {
         f"sad - {method}, {size}": {
@@ -119,6 +141,9 @@ def gathered(folder: Folder) -> dict[str, Any]:
         "teacher": told([numbers(folder.teacher)]),
         "bases": {size: told([numbers(folder.base(size))]) for size in SIZES},
         "rows": rows,
+        "cells": {
+            cell.name: {**means(games), **kl_of(folder, cell)} for cell, games in each_cell.items()
+        },
         "differences": differences,
         "core hours": round(sum(seconds.values()) / 3600, 2),
         "seconds": seconds,
