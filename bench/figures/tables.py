@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bench.common import ROOT, table
+from bench.reproduce import tables as study
 
 GIB = 2**30
 LOGITS = "pytest bench/bench_logits.py --benchmark-enable --record"
@@ -206,6 +207,10 @@ def peers() -> Iterator[list[str]]:
             yield [said if key == "median_s" else "the same, memory", *cells, how]
 
 
+def reproduce(rows: Callable[[Any], Iterator[list[str]]]) -> Callable[[], Iterator[list[str]]]:
+    return lambda: rows(results("reproduce"))
+
+
 class Table(NamedTuple):
     rows: Callable[[], Iterator[list[str]]]
     file: str
@@ -233,6 +238,19 @@ TABLES = {
     "real-model": Table(
         real_model, REAL, f"pytest -m slow python_tests/test_real_model.py -s > {REAL}"
     ),
+    **{
+        f"reproduce-{name}": Table(
+            reproduce(rows),
+            "bench/results/reproduce.json",
+            "python -m bench.reproduce --output runs/reproduce --write",
+        )
+        for name, rows in (
+            ("3", study.three),
+            ("5", study.five),
+            ("more", study.more),
+            ("apart", study.apart),
+        )
+    },
     "peers": Table(peers, "bench/results", "the last column's"),
 }
 

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
 from bench.reproduce import material, report, students
-from bench.reproduce.study import CELLS, GAMES_SEED, SIZES, Folder
+from bench.reproduce.study import CELLS, GAMES_SEED, ROOMS, SIZES, Folder
 from sadkern.evaluate.environments import alfworld, alfworld_games
 from sadkern.evaluate.episode import read
 from sadkern.evaluate.script import LOG
 from sadkern.files import write_json
 
-TEST_GAMES, TEST_SPLIT = 88, "valid_unseen"
+TEST_GAMES, TEST_SPLIT = 72, "valid_unseen"
 DESCRIPTION = """\
 The paper's comparison at small scale, in ALFWorld's own engine (pip install 'sadkern[alfworld]').
 Hours on two cores; what is done stays done, and the same command goes on. With --write its tables
@@ -166,7 +166,7 @@ def again(before: Path, after: Path) -> int:
 
 def test_games(path: Path | None) -> list[dict]:
     if path is None:
-        return [alfworld_games.game(GAMES_SEED + 1, index) for index in range(TEST_GAMES)]
+        return [alfworld_games.game(GAMES_SEED + 1, n, **ROOMS) for n in range(TEST_GAMES)]
     return [game for game in alfworld.games(path) if game.get("split") == TEST_SPLIT]
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Generator, Iterator
+from typing import NamedTuple
 
 from sadkern.evaluate.environments.alfworld_games import HOMES
 from sadkern.evaluate.play import Move, Policy
@@ -24,6 +25,13 @@ TREATMENTS = {
     "hot": ("heat", "microwave"),
     "cool": ("cool", "fridge"),
 }
+# What every thought begins with: what is far back in a transcript stands in the last thought too.
+PURPOSES = {
+    "examine": "I have to look at {o} under {lamp}. ",
+    "two": "I have to put two {o} in {r}. ",
+    "treat": "I have to {verb} {o} and put it in {r}. ",
+    "put": "I have to put {o} in {r}. ",
+}
 LIKELY = {o.lower(): homes.lower().split() for o, homes in HOMES.items()}
 
 # What is looked for is named first, and where it is: whether the one is here, and what comes after
@@ -35,7 +43,7 @@ FOUND = ("I see {thing}, so I take it.",)
 LIT = ("I see {thing}, so I turn it on.",)
 KNOWN = ("I have seen {thing} at {place}, so I go there.",)
 CLOSED = ("{place} is closed, so I open it.", "I open {place} to see what is in it.")
-TREAT_GO = ("I have to {verb} {thing}, so I go to {place}.",)
+TREAT_GO = ("I go to {place} to {verb} {thing}.",)
 TREAT = ("I {verb} {thing} here.", "I am at {place}, so I {verb} {thing}.")
 BRING = ("Now I bring {thing} to {place}.", "{thing} belongs to {place}, so I go there.")
 PUT = ("I put {thing} here.", "I am at {place}, so I put {thing} here.")
@@ -46,6 +54,23 @@ MISTAKEN = 0.1
 
 Step = tuple[str, str]
 Steps = Generator[Step, str, None]
+
+
+class Goal(NamedTuple):
+    kind: str
+    asked: dict[str, str]
+
+    @property
+    def purpose(self) -> str:
+        verb = TREATMENTS[self.asked["how"]][0] if "how" in self.asked else ""
+        return PURPOSES[self.kind].format(verb=verb, **self.asked)
+
+
+def goal_of(task: str) -> Goal:
+    """`task`: its wording, as a game opens with it."""
+    return next(
+        Goal(kind, found.groupdict()) for pattern, kind in GOALS if (found := pattern.match(task))
+    )
 
 
 def in_order(places: list[str]) -> list[str]:
@@ -61,10 +86,7 @@ class _Explorer:
         room, _, task = opening.partition("Your task is to: ")
         self.rng = rng
         self.places = in_order(NAME.findall(room))
-        match, self.kind = next(
-            (found, kind) for pattern, kind in GOALS if (found := pattern.match(task))
-        )
-        self.asked = match.groupdict()
+        self.goal = goal_of(task)
         self.seen: dict[str, str] = {}
         self.looked: list[str] = []
         self.here = ""
@@ -138,16 +160,17 @@ class _Explorer:
         self.seen[thing] = place
 
     def play(self) -> Steps:
-        kind, target = self.asked["o"], self.asked.get("r", "")
-        for _ in range(2 if self.kind == "two" else 1):
+        sort, asked = self.goal
+        kind, target = asked["o"], asked.get("r", "")
+        for _ in range(2 if sort == "two" else 1):
             # What has to be treated first may stand where it is to go.
-            but = "" if self.kind == "treat" else target
+            but = "" if sort == "treat" else target
             thing = yield from self.use(kind, but, FOUND, "take {thing} from {here}")
-            if self.kind == "examine":
-                yield from self.use(self.asked["lamp"], "", LIT, "use {thing}")
+            if sort == "examine":
+                yield from self.use(asked["lamp"], "", LIT, "use {thing}")
                 return
-            if self.kind == "treat":
-                verb, where = TREATMENTS[self.asked["how"]]
+            if sort == "treat":
+                verb, where = TREATMENTS[asked["how"]]
                 place = next(p for p in self.places if p.split()[0] == where)
                 if self.here != place:
                     said = self.say(TREAT_GO, thing=thing, verb=verb, place=place)
@@ -160,14 +183,17 @@ class _Explorer:
 def explorer(seed: object) -> Policy:
     """Of one episode; `seed` draws its words. StopIteration, which ends it: it knows no further."""
     steps: Iterator[Step] | None = None
+    purpose = ""
 
     def move(seen: str) -> Move:
-        nonlocal steps
+        nonlocal steps, purpose
         if steps is None:
-            steps = _Explorer(seen, random.Random(f"explorer {seed}")).play()
+            agent = _Explorer(seen, random.Random(f"explorer {seed}"))
+            steps, purpose = agent.play(), agent.goal.purpose
             thought, action = next(steps)
         else:
             thought, action = steps.send(seen)  # type: ignore[attr-defined]
+        thought = purpose + thought
         return Move(thought, action, len(thought.split()), len(action.split()))
 
     return move

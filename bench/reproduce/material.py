@@ -19,6 +19,7 @@ from bench.reproduce.study import (
     GAMES_SEED,
     HELD_OUT,
     MAX_LENGTH,
+    ROOMS,
     SIZES,
     TEACHER,
     TEACHER_STEPS,
@@ -52,7 +53,7 @@ def episodes(folder: Folder, part: int) -> None:
             for kind in ("explored", "wandered")
         }
         for index in range(part, GAMES + HELD_OUT, PARTS):
-            env = ALFWorld(game(GAMES_SEED, index))
+            env = ALFWorld(game(GAMES_SEED, index, **ROOMS))
             agents = [("explored", 0, explorer(index), 50)]
             for n in range(WANDERINGS if index < WANDERED else 0):
                 agents.append(("wandered", n, wanderer(env, (index, n)), WANDERED_TURNS))

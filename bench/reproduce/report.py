@@ -11,18 +11,18 @@ import numpy as np
 from rich.console import Console
 
 from bench.common import hardware, table, versions
-from bench.reproduce import material, paper
+from bench.reproduce import material, paper, tables
 from bench.reproduce.study import (
     ABLATED,
     CELLS,
+    KL,
     METHODS,
+    METRICS,
     SEEDS,
     SIZES,
     STUDENT_STEPS,
     TABLE_3,
-    TABLE_5,
     TAUGHT_AT_A_TIME,
-    TEACHER,
     Cell,
     Folder,
 )
@@ -33,7 +33,6 @@ from sadkern.evaluate.script import LOG
 from sadkern.files import write_json
 
 RESULTS = Path(__file__).parent.parent / "results"
-KL = {"reason KL": "eval_reason/kl", "act KL": "eval_act/kl"}
 
 
 def per_game(episodes: Sequence[Episode], teacher: Sequence[Episode], tokens: Tokens) -> dict:
@@ -47,9 +46,6 @@ def per_game(episodes: Sequence[Episode], teacher: Sequence[Episode], tokens: To
         }
         for one in episodes
     }
-
-
-METRICS = ("success", "reasoning", "CoT match", "steps")
 
 
 def over_games(seeds: Sequence[dict], metric: str) -> Estimate:
@@ -89,7 +85,8 @@ def tell_cell(folder: Folder, name: str) -> None:
         [metric, f"{value:.6g}", f"{theirs[metric]:.6g}" if metric in theirs else ""]
         for metric, value in ours.items()
     ]
-    Console().print(_lines([name, "here", "in bench/results"], rows), markup=False)
+    told = table([name, "here", "in bench/results"], rows)
+    Console().print("\n".join(told), markup=False)
 
 
 def gathered(folder: Folder) -> dict[str, Any]:
@@ -134,6 +131,8 @@ def gathered(folder: Folder) -> dict[str, Any]:
         "versions": versions(),
         "games": {"tested": len(teacher), "names": sorted(one.task for one in teacher)},
         "seeds": list(SEEDS),
+        "steps": STUDENT_STEPS,
+        "episodes of a step": TAUGHT_AT_A_TIME,
         "parameters": {
             **{size: material.load(folder.base(size)).num_parameters() for size in SIZES},
             "teacher": material.load(folder.teacher).num_parameters(),
@@ -150,64 +149,18 @@ def gathered(folder: Folder) -> dict[str, Any]:
     }
 
 
-def _said(one: dict[str, Any], form: str = "{:.1f}") -> str:
-    low, high = form.format(one["low"]), form.format(one["high"])
-    return f"{form.format(one['value'])} ({low} to {high})"
-
-
-def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(table(head, rows))
-
-
 def written(found: dict[str, Any]) -> str:
     """In Markdown."""
-    rows, sizes = found["rows"], found["parameters"]
-
-    def row(name: str, of: dict[str, Any], papers: str = "") -> list[str]:
-        kl = [f"{of[key]:.3f}" if key in of else "" for key in KL]
-        return [name, *(_said(of[metric]) for metric in METRICS), *kl, papers]
-
-    def papers(one: paper.Row) -> str:
-        first = [one.success] + ([one.reasoning] if one.reasoning is not None else [])
-        return " / ".join(f"{x:g}" for x in [*first, one.cot, one.steps])
-
-    head = ["", "success %", "reasoning tokens", "CoT match %", "steps", *KL]
-    three = [row("teacher", found["teacher"], papers(paper.TEACHER))]
-    for number, size in enumerate(SIZES):
-        three.append(row(f"{size}, before it is taught", found["bases"][size]))
-        for method in TABLE_3:
-            theirs = paper.TABLE_3.get(method)
-            if f"{method}-{size}" in rows:
-                said = papers(theirs[number]) if theirs else ""
-                three.append(row(f"{size}: {METHODS[method][0]}", rows[f"{method}-{size}"], said))
-    five = [
-        row(METHODS[method][0], rows[f"{method}-{ABLATED}"], papers(theirs))
-        for method, theirs in paper.TABLE_5.items()
-        if f"{method}-{ABLATED}" in rows
-    ]
-    more = [
-        row(METHODS[method][0], rows[f"{method}-{ABLATED}"])
-        for method in METHODS
-        if method not in (*TABLE_3, *TABLE_5) and f"{method}-{ABLATED}" in rows
-    ]
-    apart = [
-        [name, *(_said(of[metric], "{:+.1f}") for metric in METRICS)]
-        for name, of in found["differences"].items()
-    ]
-    counts = ", ".join(f"{size} {sizes[size] / 1e3:.0f}k" for size in [*SIZES, "teacher"])
-    return "\n\n".join(
-        [
-            f"{found['games']['tested']} games, seeds {found['seeds']}, {STUDENT_STEPS} steps of "
-            f"{TAUGHT_AT_A_TIME} episodes each; parameters: {counts} (teacher {TEACHER.width} "
-            f"wide, {TEACHER.layers} layers). {found['core hours']} core hours on "
-            f"{found['hardware']}. In brackets 95 % intervals over games, of each of which the "
-            "seeds' mean is taken.",
-            "## Table 3\n\n" + _lines([*head, "paper: success / reasoning / CoT / steps"], three),
-            f"## Table 5 ({ABLATED})\n\n" + _lines([*head, "paper: success / CoT / steps"], five),
-            f"## Curriculum, and TRL ({ABLATED})\n\n" + _lines([*head, ""], more),
-            "## Differences, game by game\n\n" + _lines(["", *METRICS], apart),
-        ]
-    ) + "\n"  # fmt: skip
+    parts = [tables.conditions(found)]
+    for title, rows in (
+        ("Table 3", tables.three),
+        (f"Table 5 ({ABLATED})", tables.five),
+        (f"Curriculum, and TRL ({ABLATED})", tables.more),
+        ("Differences, game by game", tables.apart),
+    ):
+        head, *lines = rows(found)
+        parts.append(f"## {title}\n\n" + "\n".join(table(head, lines)))
+    return "\n\n".join(parts) + "\n"
 
 
 def plot(found: dict[str, Any], path: Path) -> None:

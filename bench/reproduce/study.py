@@ -19,13 +19,14 @@ TEACHER = Size(128, 5)
 SEEDS = (0, 1, 2)
 
 # Of ours: to be taught on, to know before, to measure KL.
-GAMES, WANDERED, HELD_OUT = 1200, 1200, 40
+GAMES, WANDERED, HELD_OUT = 1160, 1200, 40
 GAMES_SEED = 0
+ROOMS: dict[str, Any] = {"most": 2, "clutter": 0.3}  # smaller than ALFWorld's
 MAX_LENGTH = 1024  # tokens of an episode that is learnt from
-BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 1600, 600, 500
+BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 800, 600, 300
 READ_AT_A_TIME, TAUGHT_AT_A_TIME = 8, 4  # episodes of a step
 BASE_RATE, MUON_RATE, STUDENT_RATE = 1e-2, 0.05, 1e-3
-PLAYED_AT_A_TIME, MAX_TURNS, MAX_INVALID, MAX_NEW_TOKENS = 16, 30, 10, 40
+PLAYED_AT_A_TIME, MAX_TURNS, MAX_INVALID, MAX_NEW_TOKENS = 24, 25, 5, 64
 
 # Of each way of teaching: what it is called in a table, and what it sets. `peer` is TRL's trainer.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,6 +42,9 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TABLE_3, TABLE_5 = ("sad", "token", "hard"), ("sad", "reason", "act", "flat", "random")
 ABLATED = "middle"  # the size of all but Table 3
+METRICS = ("success", "reasoning", "CoT match", "steps")
+# On episodes held out, of each kind of span; what an evaluation calls it.
+KL = {"reason KL": "eval_reason/kl", "act KL": "eval_act/kl"}
 
 
 @dataclass(frozen=True)

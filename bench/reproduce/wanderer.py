@@ -1,13 +1,13 @@
-"""An agent for ALFWorld without a purpose: it looks for one thing and then another, and does
-whatever can be done, and says so. Its episodes are what students know before they are taught, as
-the paper's have read the web: the language of the place, to see what is there, and that an action
-follows its thought; not what to do when."""
+"""An agent for ALFWorld that says what its task is and does not know how: it looks for one thing
+and then another, and does whatever can be done. Its episodes are what students know before they
+are taught, as the paper's have read the web: the language of the place, to see what is there, and
+that an action follows its thought; not what to do when."""
 
 from __future__ import annotations
 
 import random
 
-from bench.reproduce.explorer import LOOK_FOR, NAME, in_order
+from bench.reproduce.explorer import LOOK_FOR, NAME, goal_of, in_order
 from sadkern.evaluate.environments.alfworld import ALFWorld
 from sadkern.evaluate.play import Move, Policy
 from sadkern.evaluate.scripted import Facts
@@ -55,12 +55,14 @@ def wanderer(env: ALFWorld, seed: object) -> Policy:
         return said
 
     places: list[str] = []
-    here = ""
+    here, purpose = "", ""
 
     def move(seen: str) -> Move:
-        nonlocal here
+        nonlocal here, purpose
         if not places:
-            places.extend(in_order(NAME.findall(seen.partition("Your task is to")[0])))
+            room, _, task = seen.partition("Your task is to: ")
+            places.extend(in_order(NAME.findall(room)))
+            purpose = goal_of(task).purpose
         by_verb: dict[str, list[str]] = {}
         for action in env.admissible:
             by_verb.setdefault(action.split()[0], []).append(action)
@@ -76,7 +78,7 @@ def wanderer(env: ALFWorld, seed: object) -> Policy:
             wrong = f"{name.split()[0]} {rng.randint(6, 12)}"
             action, doing = (text.replace(name, wrong) for text in (action, doing))
         here = action.removeprefix("go to ") if verb == "go" else here
-        said = looked(seen) + doing
+        said = purpose + looked(seen) + doing
         return Move(said, action, len(said.split()), len(action.split()))
 
     return move

@@ -148,16 +148,22 @@ LOOK, TWO = "look_at_obj_in_light", "pick_two_obj_and_place"
 CLUTTER = 0.6  # the chance of each other thing to lie in the room
 
 
-def game(seed: int, index: int) -> dict[str, Any]:
-    """The game of that number, its type by turns; a seed's games differ in all that is drawn."""
+def game(
+    seed: int, index: int, *, most: int | None = None, clutter: float = CLUTTER
+) -> dict[str, Any]:
+    """The game of that number, its type by turns; a seed's games differ in all that is drawn.
+
+    `most`: receptacles of a kind, at most, for rooms smaller than ALFWorld's; `clutter`: the chance
+    of each other thing to lie there.
+    """
     rng = random.Random(f"alfworld {seed} {index}")
     kind = list(SORTS)[index % len(SORTS)]
     sort = SORTS[kind]
     room = rng.choice(sort.rooms)
     stands = [
         f"{name.removesuffix('Basin')}_bar_{number}" + f"_bar_{name}" * name.endswith("Basin")
-        for name, (least, most) in ROOMS[room].items()
-        for number in range(1, rng.randint(least, most) + 1)
+        for name, (least, as_many) in ROOMS[room].items()
+        for number in range(1, min(most or as_many, rng.randint(least, as_many)) + 1)
     ]
     kinds = sorted({_type(place) for place in stands})
     things = THINGS[room].split()
@@ -177,7 +183,7 @@ def game(seed: int, index: int) -> dict[str, Any]:
 
     put(wanted, 2 if kind == TWO else rng.randint(1, 2), _homes(wanted, kinds, target))
     for other in things:
-        if other != wanted and rng.random() < CLUTTER:
+        if other != wanted and rng.random() < clutter:
             put(other, rng.randint(1, 2), _homes(other, kinds) or kinds)
     if kind == LOOK:
         put("DeskLamp", 1, _homes("DeskLamp", kinds))
