@@ -78,10 +78,15 @@ def off(row: dict[str, Any]) -> bool:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.plan", description=__doc__)
-    parser.add_argument("--student", default="llama-7b")
-    parser.add_argument("--teacher", default="llama-13b")
+    for side, name in (("student", "llama-7b"), ("teacher", "llama-13b")):
+        said = f"as of `sadkern plan` (default: {name})"
+        parser.add_argument(f"--{side}", default=name, help=said)
     parser.add_argument("--write", action="store_true", help=f"the numbers into {RESULTS.name}")
     options = parser.parse_args(arguments)
+    try:
+        estimate(Setting(student=options.student, teacher=options.teacher))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     with Progress(console=Console(stderr=True)) as progress:
         found = rows(options.student, options.teacher, progress)
     if options.write:

@@ -255,11 +255,15 @@ def lines(found: dict[int, list[tuple[str, Counted, float]]]) -> list[tuple[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m bench.ranks",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of processes")
     parser.add_argument("--write", action="store_true", help=f"keep the table as {RESULTS.name}")
     arguments = parser.parse_args()
+    if min(arguments.ranks) < 2:
+        parser.error(f"--ranks {min(arguments.ranks)}: expected 2 or more, of which one sends")
     found = {ranks: measured(ranks) for ranks in arguments.ranks}
     rows = lines(found)
     shown = Table(*HEADER, box=SIMPLE_HEAD)

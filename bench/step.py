@@ -21,7 +21,9 @@ from bench.common import hardware, versions
 from bench.memory import extra_memory
 from sadkern.plan import Setting, estimate
 from sadkern.plan.models import MODELS, config_of, empty_model, shallow
+from sadkern.plan.setting import OPTIMIZERS
 from sadkern.plan.track import batch_of, trainer_of, training_step
+from sadkern.teacher.named import device_named
 
 
 def run(setting: Setting, device: torch.device, steps: int) -> None:
@@ -54,27 +56,34 @@ def _random(model: nn.Module) -> nn.Module:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.step", description=__doc__)
-    parser.add_argument("--student", default="llama-7b")
+    parser.add_argument(
+        "--student", default="llama-7b", help="as of `sadkern plan` (default: llama-7b)"
+    )
     parser.add_argument("--layers", type=int, help="in place of the model's own")
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--optimizer", default="adamw8bit")
-    parser.add_argument("--no-checkpointing", action="store_true")
+    parser.add_argument("--batch", type=int, default=8, help="trajectories (default: 8)")
+    parser.add_argument("--seq-len", type=int, default=512, help="tokens of each (default: 512)")
+    parser.add_argument(
+        "--optimizer", default="adamw8bit", choices=OPTIMIZERS, help="(default: adamw8bit)"
+    )
+    parser.add_argument("--no-checkpointing", action="store_true", help="keep all activations")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
     name = options.student
-    if options.layers:
-        name = f"{name}, {options.layers} layers"
-        MODELS[name] = shallow(config_of(options.student), options.layers)
-    setting = Setting(
-        student=name, batch=options.batch, seq_len=options.seq_len, optimizer=options.optimizer,
-        checkpointing=not options.no_checkpointing,
-    )  # fmt: skip
-    device = torch.device(options.device)
+    try:
+        if options.layers:
+            name = f"{name}, {options.layers} layers"
+            MODELS[name] = shallow(config_of(options.student), options.layers)
+        setting = Setting(
+            student=name, batch=options.batch, seq_len=options.seq_len,
+            optimizer=options.optimizer, checkpointing=not options.no_checkpointing,
+        )  # fmt: skip
+        device = device_named(options.device)
+        planned = estimate(setting, device.type).peak
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     # What is loaded or made at a first step is no step's memory.
     MODELS["small"] = shallow(config_of("gpt2-120m"), 1)
     warm = Setting(student="small", batch=1, seq_len=8, optimizer=options.optimizer)
-    planned = estimate(setting, device.type).peak
     measured(warm, device)
     peak = measured(setting, device)
     where = torch.cuda.get_device_name() if device.type == "cuda" else hardware()

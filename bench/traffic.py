@@ -252,6 +252,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help=f"the table into {RESULTS.name}")
     options = parser.parse_args(arguments)
     chosen = [line for line in lines() if options.only in line.kernel]
+    if not chosen:
+        known = ", ".join(sorted({line.kernel for line in lines()}))
+        parser.error(f"--only {options.only}: expected a part of one of {known}")
+    if options.write and options.only:
+        parser.error("--write keeps the whole table: expected no --only beside it")
     progress = track(chosen, "counting", console=Console(stderr=True))
     found = [cells(line, options.rows) for line in progress]
     shown = Table(*HEADER, box=SIMPLE_HEAD, padding=0, title=f"bytes per entry, {said_versions()}")

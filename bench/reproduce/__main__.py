@@ -89,7 +89,7 @@ def everything(folder: Folder, wanted: Iterable[str], workers: int) -> list[str]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="bench.reproduce", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(prog="python -m bench.reproduce", description=DESCRIPTION)
     add = parser.add_argument
     add("--output", type=Path, required=True, help="A folder for all that is made.")
     add(
