@@ -6,10 +6,11 @@ import copy
 
 import pytest
 import torch
-from small_models import small_model
+from small_models import small_model, small_tokenizer
 
 from sadkern.evaluate import compare, cot_match
-from sadkern.evaluate.compare import continue_greedily, spans_of
+from sadkern.evaluate.compare import continue_greedily, kl_of_episode, spans_of
+from sadkern.evaluate.episode import Episode, Turn
 from sadkern.spans import ACT, REASON
 
 
@@ -99,3 +100,9 @@ def test_batched_continuations_are_those_of_one_at_a_time(examples):
     expected = [alone(context) for context in contexts]
     assert len({len(written) for written in expected}) > 2
     assert list(continue_greedily(model, contexts, stops, 3, 12)) == expected
+
+
+def test_of_an_episode_in_which_nothing_was_said_or_done_there_is_no_divergence():
+    silent = Episode("alfworld", "a task", (Turn("", "", "Nothing happens."),), False, 0.0)
+    model = small_model(0)
+    assert kl_of_episode(model, model, small_tokenizer(), silent) == {}
