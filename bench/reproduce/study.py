@@ -25,7 +25,7 @@ ROOMS: dict[str, Any] = {"most": 2, "clutter": 0.3}  # smaller than ALFWorld's
 MAX_LENGTH = 1024  # tokens of an episode that is learnt from
 BASE_STEPS, TEACHER_STEPS, STUDENT_STEPS = 800, 600, 300
 READ_AT_A_TIME, TAUGHT_AT_A_TIME = 8, 4  # episodes of a step
-BASE_RATE, MUON_RATE, STUDENT_RATE = 1e-2, 0.05, 1e-3
+BASE_RATE, MUON_RATE, STUDENT_RATE = 1e-2, 0.05, 4e-3
 PLAYED_AT_A_TIME, MAX_TURNS, MAX_INVALID, MAX_NEW_TOKENS = 24, 25, 5, 64
 
 # Of each way of teaching: what it is called in a table, and what it sets. `peer` is TRL's trainer.
