@@ -124,8 +124,12 @@ def test_the_table():
 def test_the_demonstration_at_its_smallest(tmp_path, monkeypatch):
     """The same seed gives the same numbers, another seed others."""
     monkeypatch.setattr(run, "load_trajectories", lambda path: RECORDS[:28])
-    monkeypatch.setattr(run, "TEACHER_EPOCHS", 2)
-    monkeypatch.setattr(run, "STUDENT_EPOCHS", 3)
+    small = {
+        "TEACHER": {"width": 96, "layers": 1}, "STUDENT": {"width": 48, "layers": 1},
+        "TEACHER_EPOCHS": 2, "STUDENT_EPOCHS": 3,
+    }  # fmt: skip
+    for setting, value in small.items():
+        monkeypatch.setattr(run, setting, value)
     measured = []
     for name, seed in (("one", 0), ("again", 0), ("other", 1)):
         run.main(tmp_path / name, seed)

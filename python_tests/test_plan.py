@@ -207,7 +207,7 @@ def test_a_real_step_takes_what_is_planned(tmp_path):
     environment.pop("TRITON_INTERPRET", None)
     for more in ([], ["--no-checkpointing"]):
         done = subprocess.run(
-            [sys.executable, "-m", "bench.step", "--student", str(tmp_path), "--batch", "4",
+            [sys.executable, "-m", "bench.step", "--student", str(tmp_path), "--batch", "2",
              "--seq-len", "256", "--optimizer", "adamw", "--device", "cpu", *more],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip

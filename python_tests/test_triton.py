@@ -213,6 +213,11 @@ def test_rows_beyond_two_to_the_31st_entry():
 def test_precision_of_real_vocabularies(name, vocab):
     for case in ("random", "near"):
         precision_of_logits("triton", name, case, vocab, BF16, rows=1)
+
+
+@pytest.mark.parametrize("vocab", [50257, 151936])
+def test_selection_from_real_vocabularies(vocab):
+    for case in ("random", "near"):
         s, _ = logits(case, vocab, BF16, rows=1)
         check_selection(s, 64, topk_logprobs(s, 64, backend="triton"))
 

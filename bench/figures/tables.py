@@ -245,6 +245,7 @@ TABLES = {
             "python -m bench.reproduce --output runs/reproduce --write",
         )
         for name, rows in (
+            ("run", study.run),
             ("3", study.three),
             ("5", study.five),
             ("more", study.more),

@@ -151,8 +151,9 @@ def gathered(folder: Folder) -> dict[str, Any]:
 
 def written(found: dict[str, Any]) -> str:
     """In Markdown."""
-    parts = [tables.conditions(found)]
+    parts = []
     for title, rows in (
+        ("The run", tables.run),
         ("Table 3", tables.three),
         (f"Table 5 ({ABLATED})", tables.five),
         (f"Curriculum, and TRL ({ABLATED})", tables.more),

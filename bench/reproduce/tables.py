@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bench.reproduce import paper
-from bench.reproduce.study import ABLATED, KL, METHODS, METRICS, SIZES, TABLE_3, TABLE_5, TEACHER
+from bench.reproduce.study import ABLATED, KL, METHODS, METRICS, SIZES, TABLE_3, TABLE_5
 
 Rows = Iterator[list[str]]
 HEAD = ["", "success %", "reasoning tokens", "CoT match %", "steps", *KL]
@@ -46,17 +46,18 @@ def apart(found: dict[str, Any]) -> Rows:
         yield [name, *(_said(of[metric], "{:+.1f}") for metric in METRICS)]
 
 
-def conditions(found: dict[str, Any]) -> str:
-    """Under which all that was found."""
-    sizes = found["parameters"]
-    counts = ", ".join(f"{size} {sizes[size] / 1e3:.0f}k" for size in [*SIZES, "teacher"])
-    return (
-        f"{found['games']['tested']} games, seeds {found['seeds']}, {found['steps']} steps of "
-        f"{found['episodes of a step']} episodes each; parameters: {counts} (teacher "
-        f"{TEACHER.width} wide, {TEACHER.layers} layers). {found['core hours']} core hours on "
-        f"{found['hardware']}. In brackets 95 % intervals over games, of each of which the seeds' "
-        "mean is taken."
-    )
+def run(found: dict[str, Any]) -> Rows:
+    """How all that was found."""
+    sizes, hours = found["parameters"], found["core hours"]
+    counts = [f"{name} {sizes[name] / 1e3:.0f}k" for name in [*SIZES, "teacher"]]
+    yield ["", ""]
+    yield ["games", f"{found['games']['tested']}, the same for all"]
+    yield ["seeds of each way of teaching", ", ".join(map(str, found["seeds"]))]
+    yield ["a student's steps", f"{found['steps']}, of {found['episodes of a step']} episodes"]
+    yield ["parameters", ", ".join(counts)]
+    yield ["time", f"{hours} core hours, {len(found['cells'])} students and all before them"]
+    yield ["hardware", found["hardware"]]
+    yield ["in brackets", "95 % intervals over games, of each of which the seeds' mean is taken"]
 
 
 def _ablated(found: dict[str, Any], methods: Iterable[str], said: str = "") -> Rows:
