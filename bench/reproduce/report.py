@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,21 @@ def means(games: dict[str, dict[str, float]]) -> dict[str, float]:
 def kl_of(folder: Folder, cell: Cell) -> dict[str, float]:
     measured = json.loads((folder.cell(cell.name) / "measured.json").read_text())
     return {name: measured[key] for name, key in KL.items()}
+
+
+def alike(folder: Folder, one: str, other: str) -> list[int]:
+    """Of two ways' episodes, how many are the same word for word, and of how many."""
+    same, total = 0, 0
+    for first in (cell for cell in CELLS if cell.method == one):
+        second = replace(first, method=other)
+        if folder.done(first.name).exists() and folder.done(second.name).exists():
+            theirs, ours = (
+                {played.task: played for played in read([folder.cell(cell.name) / LOG])}
+                for cell in (first, second)
+            )
+            same += sum(ours.get(task) == played for task, played in theirs.items())
+            total += len(theirs)
+    return [same, total]
 
 
 def tell_cell(folder: Folder, name: str) -> None:
@@ -144,6 +160,7 @@ def gathered(folder: Folder) -> dict[str, Any]:
             cell.name: {**means(games), **kl_of(folder, cell)} for cell, games in each_cell.items()
         },
         "differences": differences,
+        "TRL's episodes that are those without segmentation": alike(folder, "peer", "flat"),
         "core hours": round(sum(seconds.values()) / 3600, 2),
         "seconds": seconds,
     }
@@ -198,8 +215,10 @@ def plot(found: dict[str, Any], path: Path) -> None:
         above.set_title(metric, fontsize=10)
         above.set_xlabel("parameters, thousands", fontsize=8)
         below.set_xlabel("the paper: parameters, millions", fontsize=8)
-        for axis in (above, below):
+        for axis, sizes in ((above, counts), (below, list(paper.SIZES.values()))):
             axis.set_xscale("log")
+            axis.set_xticks(sizes, [f"{size:.0f}" for size in sizes], minor=False)
+            axis.set_xticks([], minor=True)
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=8)
