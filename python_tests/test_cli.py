@@ -169,7 +169,7 @@ def test_errors_are_told_in_a_line_before_a_model_is_loaded(files, options, mess
     ("student", "options", "message"),
     [
         ("student", ["--teacher_cache", "nowhere"], "nowhere is no cache, it has no manifest.json"),
-        ("student", ["--teacher_model_name_or_path", "./nowhere"], "./nowhere"),
+        ("student", ["--teacher_model_name_or_path", "./nowhere"], "there is no folder ./nowhere"),
         ("./nowhere", ["--hard_labels"], "there is no folder ./nowhere"),
         ("./studnt", ["--hard_labels"], "or a hub's name. Did you mean student?"),
         ("train.jsonl", ["--hard_labels"], "train.jsonl is a file: expected a model's folder"),

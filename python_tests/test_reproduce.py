@@ -66,6 +66,7 @@ def test_a_cell_needs_no_other_and_one_base():
     ("arguments", "said"),
     [
         (["--again"], "Name it by --cell"),
+        (["--cell", "sad-small-0", "--write"], "expected no --cell beside it"),
         (["--cell", "sad-huge-0"], "expected one of sad-small-0"),
         (["--games", "{games}"], "none of its games is of the split valid_unseen"),
     ],

@@ -116,6 +116,8 @@ def main() -> int:
         parser.error(f"--cell {args.cell}: expected one of {', '.join(cells)}")
     if args.again and not args.cell:
         parser.error("--again: which? Name it by --cell, such as --cell sad-middle-0")
+    if args.cell and args.write:
+        parser.error("--write is of the whole study: expected no --cell beside it")
     if not folder.test_games.exists():
         games = test_games(args.games)
         if not games:

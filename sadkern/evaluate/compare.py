@@ -90,9 +90,10 @@ def kl_of_episode(
 ) -> dict[str, float]:
     """Forward KL in nats per token of each kind of span of what an agent did, "reason KL" and
     "act KL"; without those that it has none of. Both models in eval mode."""
-    if not episode.steps:  # nothing was said or done
+    try:
+        (example,) = prepare([{"text": episode.text}], tokenizer)
+    except ValueError:  # nothing was said or done
         return {}
-    (example,) = prepare([{"text": episode.text}], tokenizer)
     with torch.inference_mode():
         ids = torch.as_tensor(example["input_ids"], device=student.device)
         span_ids = torch.as_tensor(example["span_ids"], device=student.device)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from sadkern.data import SpanCollator, inputs_of
 from sadkern.sides import Projection, moved
 from sadkern.span_kl import span_kl
+from sadkern.teacher.named import model_named
 from sadkern.teacher.online import OnlineTeacher
 from sadkern.teacher.source import Example
 
@@ -47,6 +48,7 @@ def load_teacher(
 
     ValueError: a setting that is none, or two that exclude each other.
     """
+    name = model_named(name)
     if quantization is None:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype)
         return OnlineTeacher(placed(model, device, offload), batch_size=batch_size)

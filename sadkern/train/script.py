@@ -165,8 +165,9 @@ def _lora(script: ScriptArguments) -> Any:
 
 def _check_tokenizers(tokenizer: Any, student: str, name: str) -> None:
     """Refuses a teacher to whom the student's token ids mean something else."""
+    name = model_named(name)
     try:
-        teacher = AutoTokenizer.from_pretrained(model_named(name))
+        teacher = AutoTokenizer.from_pretrained(name)
     except (ValueError, OSError):
         AutoConfig.from_pretrained(name)  # whose error, if there is no model either, says more
         logger.warning("%s has no tokenizer: it is taken to have the student's", name)
