@@ -10,6 +10,8 @@ Environment
     NVCC           nvcc (default: that of the path, or of CUDA_HOME)
     SADKERN_NATIVE auto (default), 1 or 0: 1 makes a failing build an error, 0 leaves the core out.
     SADKERN_CUDA   the same of the CUDA kernels; auto: where there is nvcc.
+    SADKERN_CHIPS  those that CUDA kernels get machine code for (default: 80,86,89,90a); others take
+                   PTX, which is always there.
 """
 
 import os
@@ -35,11 +37,10 @@ COMMON += ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 # False alarms from gcc 12's own AVX-512 header.
 COMMON += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 KERNELS = ("span_kl", "span_kl_topk", "topk")  # sources compiled once per instruction set
-CHIPS = ("80", "86", "89", "90a")  # that machine code is made for; others take PTX
+CHIPS = ("80", "86", "89", "90a")
 PTX = "90"
 # Products and sums are rounded each, where a kernel says no other: equal logits then give 0.
 CUDA = ["-std=c++17", "-O3", "--fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden"]
-CUDA += [f"-gencode=arch=compute_{chip},code=sm_{chip}" for chip in CHIPS]
 CUDA += [f"-gencode=arch=compute_{PTX},code=compute_{PTX}", "-diag-suppress=177"]
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd", "skew_forward_kl", "skew_reverse_kl", "tvd")
 ISAS = {"baseline": []}
@@ -54,6 +55,15 @@ def switch(name: str) -> str:
     if value not in ("auto", "0", "1"):
         raise SystemExit(f"{name}={value!r}: expected auto, 0 or 1")
     return value
+
+
+def chips() -> list[str]:
+    """Those that CUDA kernels get machine code for."""
+    value = os.environ.get("SADKERN_CHIPS") or ",".join(CHIPS)
+    named = value.replace(",", " ").split()
+    if wrong := [chip for chip in named if chip not in CHIPS]:
+        raise SystemExit(f"SADKERN_CHIPS={value!r}: got {wrong[0]}, expected of {', '.join(CHIPS)}")
+    return named
 
 
 def nvcc() -> str | None:
@@ -124,7 +134,8 @@ def write_cuda(n: Any, target: Path) -> None:
     release = said.partition("release ")[2].partition(",")[0]
     write_cxx(n, [flag for flag in COMMON if flag != "-fopenmp"])
     n.variable("nvcc", shlex.quote(compiler))
-    n.variable("cuda_flags", shlex.join(CUDA))
+    machine = [f"-gencode=arch=compute_{chip},code=sm_{chip}" for chip in chips()]
+    n.variable("cuda_flags", shlex.join(CUDA + machine))
     n.rule(
         "compile_cuda",
         "$nvcc $cuda_flags $more -MD -MF $out.d -c $in -o $out",
@@ -133,7 +144,7 @@ def write_cuda(n: Any, target: Path) -> None:
         description="compile $out",
     )
     n.rule("link", "$nvcc -shared -cudart static $in -o $out", description="link $out")
-    built = f'-DSADKERN_NVCC="{release}, sm_{", ".join(CHIPS)}"'
+    built = f'-DSADKERN_NVCC="{release}, sm_{", ".join(chips())}"'
     objects = compiled(n, "csrc/cuda/bindings.cpp", flags=[built])
     for name in DIVERGENCES:
         flags = [f"-DSADKERN_DIVERGENCE={name}"]
@@ -172,6 +183,7 @@ def escaped(path: Path) -> str:
 
 for name in ("SADKERN_NATIVE", "SADKERN_CUDA"):
     switch(name)  # a wrong one is told before anything is built
+chips()
 setup(
     ext_modules=[Extension(name, [], optional=True) for name in ("sadkern._C", "sadkern._cuda")],
     cmdclass={"build_ext": NinjaBuild},

@@ -1,22 +1,18 @@
-"""A process that fills stores, in forks of itself that can be killed at any moment, or kill
-themselves before a certain one of their operations on files.
-
-Everything is imported once: `python caching_child.py` reads from standard input, a line each, the
-arguments of `fill` (JSON), and answers with the fork's pid, then with its exit status.
+"""What fills stores, for processes that can be killed at any moment, or kill themselves before a
+certain one of their operations on files.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import sys
 from itertools import count
 
+import torch
 from small_models import small_model
 
-from sadkern.store import Store
 from sadkern.teacher import OnlineTeacher, build, store_for
 
 V = 300
@@ -41,8 +37,9 @@ def fill(
     ranks: int = 1,
     trajectories: int = 60,
     last: int | None = None,
-) -> Store:
+) -> None:
     """As `sadkern cache` does. `last`: the operation on a file before which it is killed."""
+    torch.set_num_threads(1)
     if last is not None:
         kill_before(last, path)
     teacher = OnlineTeacher(small_model(1, scale=3.0))
@@ -51,7 +48,6 @@ def fill(
         store, examples(trajectories), teacher,
         batch_size=2, shard_bytes=15000, share=(rank, ranks), progress=False,
     )  # fmt: skip
-    return store
 
 
 def kill_before(last: int, path: str) -> None:
@@ -65,13 +61,3 @@ def kill_before(last: int, path: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(operate)
-
-
-if __name__ == "__main__":
-    for line in sys.stdin:
-        child = os.fork()
-        if not child:
-            fill(*json.loads(line))
-            os._exit(0)
-        print(child, flush=True)
-        print(os.waitpid(child, 0)[1], flush=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from forked import FORKED
 
 GROUPS: dict[int, dist.ProcessGroup] = {}
 """In a process of `Several`: the group of the first so many."""
@@ -37,11 +37,10 @@ class Several:
     """`run` has the first so many processes call `function(rank, *arguments)`, a module's own."""
 
     def __init__(self, count: int, path: str):
-        context = multiprocessing.get_context("spawn")
         self.pipes, self.processes = [], []
         for rank in range(count):
-            own, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, count, path, theirs), daemon=True)
+            own, theirs = FORKED.Pipe()
+            process = FORKED.Process(target=_serve, args=(rank, count, path, theirs), daemon=True)
             process.start()
             self.pipes.append(own)
             self.processes.append(process)

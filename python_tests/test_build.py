@@ -122,6 +122,7 @@ def test_without_a_compiler_the_package_installs_all_the_same(tmp_path):
         ),
         ({"SADKERN_NATIVE": "yes"}, "SADKERN_NATIVE='yes': expected auto, 0 or 1"),
         ({"SADKERN_CUDA": "no"}, "SADKERN_CUDA='no': expected auto, 0 or 1"),
+        ({"SADKERN_CHIPS": "86,75"}, "SADKERN_CHIPS='86,75': got 75, expected of 80, 86, 89, 90a"),
     ],
 )
 def test_what_cannot_be_built_is_refused(tmp_path, environment, message):
@@ -136,6 +137,26 @@ def test_without_a_working_nvcc_the_package_installs_all_the_same(nvcc, tmp_path
     assert done.returncode == 0, done.stderr
     assert ("served by Triton alone" in done.stderr) is (nvcc == "false")
     assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.parametrize(
+    ("chips", "expected"),
+    [("", ["80", "86", "89", "90a"]), ("86", ["86"]), ("80 90a", ["80", "90a"])],
+)
+def test_machine_code_is_made_for_the_chips_that_are_named(chips, expected, tmp_path):
+    """And PTX for all others: as a compiler that only writes down its arguments is told."""
+    nvcc, told = tmp_path / "nvcc", tmp_path / "told"
+    nvcc.write_text(
+        f'#!/bin/sh\necho "$@" >> {told}\n[ "$1" = --version ] && echo "release 13.0,"\n'
+    )
+    nvcc.chmod(0o755)
+    build(tmp_path, SADKERN_NATIVE="0", CXX="true", NVCC=str(nvcc), SADKERN_CHIPS=chips,
+          SADKERN_CUDA="1")  # fmt: skip
+    commands = [line for line in told.read_text().splitlines() if "span_kl.cu" in line]
+    assert len(commands) > 0
+    for command in commands:
+        assert re.findall(r"code=sm_(\w+)", command) == expected
+        assert "code=compute_90 " in command
 
 
 def test_the_core_can_be_left_out(tmp_path):

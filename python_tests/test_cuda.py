@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import cuda_shim
+import forked
 import pytest
 import torch
 from kernel_checks import (
@@ -296,9 +297,7 @@ MUTATIONS = {
 def test_a_broken_kernel_is_found(name, built, tmp_path):
     file, *change = MUTATIONS[name]
     broken = cuda_shim.broken(tmp_path, built, file, *change)
-    done = run_here(
-        "(forward_kl and random) or once or bound or vector", SADKERN_CUDA_SHIM=str(broken)
-    )
+    done = forked.run(run_on, str(broken))
     assert done.returncode == 1, done.stdout[-2000:]
     assert "1 failed" in done.stdout.splitlines()[-1]
 
@@ -315,17 +314,27 @@ def test_nothing_is_touched_that_is_not_ours(tmp_path):
             pytest.skip(f"needs {name}")
         libraries.append(found)
     built = cuda_shim.build(tmp_path, flags=cuda_shim.SANITIZE)
-    done = run_here(
-        "labels or vector or transposed or once or 5000 or (precision and (banned or opposed))",
-        SADKERN_CUDA_SHIM=str(built), LD_PRELOAD=" ".join(libraries), ASAN_OPTIONS="detect_leaks=0",
+    chosen = "labels or vector or transposed or once or 5000 or (precision and (banned or opposed))"
+    environment = {
+        **os.environ,
+        "SADKERN_CUDA_SHIM": str(built),
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *these(chosen)],
+        capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
-def run_here(chosen: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """This file's, those `chosen`, until one fails, by another process; but none that start one."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", __file__]
-    return subprocess.run(
-        [*command, "-m", "not by_itself", "-k", f"({chosen}) and not real"],
-        capture_output=True, text=True, check=False, env={**os.environ, **environment},
-    )  # fmt: skip
+def these(chosen: str) -> list[str]:
+    """Pytest's arguments for this file's tests, those `chosen`, until one fails; but none that
+    start a process."""
+    few = ["-m", "not by_itself", "-k", f"({chosen}) and not real"]
+    return ["-x", "-q", "-p", "no:cacheprovider", __file__, *few]
+
+
+def run_on(shim: str) -> None:
+    os.environ["SADKERN_CUDA_SHIM"] = shim
+    sys.exit(pytest.main(these("(forward_kl and random) or once or bound or vector")))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -19,10 +20,7 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="needs examples/ b
 
 
 def run(name: str, *arguments: object) -> str:
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = forked.script(EXAMPLES / name, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

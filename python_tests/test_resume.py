@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from small_models import RECORDS, small_model, small_tokenizer
@@ -60,6 +59,11 @@ class Killed(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def run_killed(folder: Path, name: str) -> None:
+    torch.set_num_threads(1)
+    run(folder, RUNS[name], Killed())
+
+
 def logged(trainer):
     return [repeatable(log) for log in trainer.state.log_history if "loss" in log]
 
@@ -74,11 +78,7 @@ def assert_same_run(found, expected):
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_and_resumed_it_is_the_same(tmp_path, name):
     whole = run(tmp_path / "whole", RUNS[name])
-    killed = subprocess.run(
-        [sys.executable, __file__, str(tmp_path / "killed"), name],
-        capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    killed = forked.run(run_killed, tmp_path / "killed", name)
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
     assert Path(last_checkpoint(tmp_path / "killed" / "out")).name == "checkpoint-4"
     resumed = run(tmp_path / "killed", RUNS[name], resume=True)
@@ -179,8 +179,3 @@ def test_what_is_not_finite_is_not_saved(tmp_path, caplog):
         caplog.text
     )
     assert last_checkpoint(tmp_path / "out") is None
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run(Path(sys.argv[1]), RUNS[sys.argv[2]], Killed())
