@@ -144,8 +144,8 @@ def write_cuda(n: Any, target: Path) -> None:
         description="compile $out",
     )
     n.rule("link", "$nvcc -shared -cudart static $in -o $out", description="link $out")
-    built = f'-DSADKERN_NVCC="{release}, sm_{", ".join(chips())}"'
-    objects = compiled(n, "csrc/cuda/bindings.cpp", flags=[built])
+    built = ", ".join([release, *(f"sm_{chip}" for chip in chips())])
+    objects = compiled(n, "csrc/cuda/bindings.cpp", flags=[f'-DSADKERN_NVCC="{built}"'])
     for name in DIVERGENCES:
         flags = [f"-DSADKERN_DIVERGENCE={name}"]
         objects += compiled(n, "csrc/cuda/span_kl.cu", f"span_kl_{name}", flags, "compile_cuda")

@@ -20,8 +20,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.bench_projection import Inputs, four_products, gradients, ours
+from bench.bench_projection import gradients
 from bench.common import ROOT, in_turns
+from bench.projections import Inputs, four_products, ours
 
 TRAJECTORIES = ROOT.parent / "shared" / "data" / "hotpotqa.dev.jsonl"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -67,8 +68,8 @@ def real_inputs() -> Inputs:
                 into.append(states[spans != 0])
     of_student, of_teacher = (torch.cat(states)[:ROWS] for states in hidden)
     return Inputs(
-        of_student.requires_grad_(),
-        student.lm_head.weight.detach().clone().requires_grad_(),
+        of_student,
+        student.lm_head.weight.detach().clone(),
         of_teacher,
         teacher.lm_head.weight.detach(),
         torch.cat(span_ids)[:ROWS],
@@ -78,15 +79,11 @@ def real_inputs() -> Inputs:
 @pytest.mark.benchmark(group="grad_filter_eps: SmolLM2-135M and a student near it, 820 rows, fp32")
 def test_grad_filter(benchmark: Any) -> None:
     x = real_inputs()
-
-    def reset() -> None:
-        x.hidden.grad = x.weight.grad = None
-
     make = {eps: partial(ours, grad_filter_eps=eps) for eps in EPS}
     found = [gradients(make[eps], x) for eps in EPS]
     peers = {str(eps): make[eps](x) for eps in EPS[1:]}
     seconds = in_turns(
-        benchmark, ours(x), {**peers, "floor": four_products(x)}, reset=reset, rounds=7
+        benchmark, ours(x), {**peers, "floor": four_products(x)}, reset=x.reset, rounds=7
     )
     if not seconds:
         return

@@ -19,19 +19,17 @@ and backward, in a process of its own. Peers that are not installed are named an
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bench import projections
 from bench.common import ROOT, Run, hardware, in_turns
 from bench.formulas import assert_as_precise
 from bench.memory import in_a_process
-from sadkern import Projection, span_kl
+from bench.projections import Inputs, eager, eager_rows, four_products, liger, ours, trl_rows
 
 WORKLOADS = ("2048x32000", "1024x128256")  # N x V
 WARM_UP = "8x64"
@@ -39,129 +37,14 @@ SUPERVISED = 0.4
 WIDTHS = (512, 768)  # D of student and teacher
 
 
-@dataclass
-class Inputs:
-    """Both sides' hidden states [N, D] and heads [V, D]; of the student's a gradient is wanted."""
-
-    hidden: Tensor
-    weight: Tensor
-    teacher_hidden: Tensor
-    teacher_weight: Tensor
-    span_ids: Tensor  # [N]
-
-    @property
-    def rows(self) -> Tensor:
-        return self.span_ids.nonzero().squeeze(-1)
-
-    def double(self) -> Inputs:
-        """The same in float64."""
-        return Inputs(
-            self.hidden.detach().double().requires_grad_(),
-            self.weight.detach().double().requires_grad_(),
-            self.teacher_hidden.double(),
-            self.teacher_weight.double(),
-            self.span_ids,
-        )
-
-
 def inputs(workload: str, supervised: float = SUPERVISED) -> Inputs:
     rows, vocab = map(int, workload.split("x"))
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    student, teacher = WIDTHS
-    chosen = torch.randperm(rows, generator=generator)[: round(supervised * rows)]
-    span_ids = torch.zeros(rows, dtype=torch.int64)
-    span_ids[chosen] = 1 + torch.arange(len(chosen)) % 2
-    return Inputs(
-        normal(rows, student).requires_grad_(),
-        (2 / student**0.5 * normal(vocab, student)).requires_grad_(),
-        normal(rows, teacher),
-        2 / teacher**0.5 * normal(vocab, teacher),
-        span_ids,
-    )
-
-
-def ours(x: Inputs, **options: Any) -> Run:
-    def run() -> None:
-        student = Projection(x.hidden, x.weight)
-        teacher = Projection(x.teacher_hidden, x.teacher_weight)
-        out = span_kl(student, teacher, x.span_ids, reduction="token_mean", **options)
-        out.loss.backward()
-
-    return run
+    return projections.inputs(rows, vocab, WIDTHS, supervised)
 
 
 def ours_with_longer_chunks(x: Inputs) -> Run:
     """Of more rows than the default budget of 64 MiB has for a large vocabulary."""
     return ours(x, chunk_rows=176)
-
-
-def eager(x: Inputs) -> Run:
-    def run() -> None:
-        logq = F.log_softmax(x.hidden @ x.weight.t(), -1)
-        logp = F.log_softmax(x.teacher_hidden @ x.teacher_weight.t(), -1)
-        kl = F.kl_div(logq, logp, reduction="none", log_target=True).sum(-1)
-        mask = x.span_ids != 0
-        ((kl * mask).sum() / mask.sum()).backward()
-
-    return run
-
-
-def eager_rows(x: Inputs) -> Run:
-    def run() -> None:
-        rows = x.rows
-        logq = F.log_softmax(x.hidden[rows] @ x.weight.t(), -1)
-        logp = F.log_softmax(x.teacher_hidden[rows] @ x.teacher_weight.t(), -1)
-        F.kl_div(logq, logp, reduction="batchmean", log_target=True).backward()
-
-    return run
-
-
-def liger(x: Inputs) -> Run:
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-    loss = LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False
-    )
-    labels = torch.where(x.span_ids != 0, 0, -100)
-
-    def run() -> None:
-        loss(x.hidden, x.weight, x.teacher_hidden, x.teacher_weight, labels).backward()
-
-    return run
-
-
-def trl_rows(x: Inputs) -> Run:
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-    def run() -> None:
-        rows = x.rows
-        divergence, _ = ChunkedDivergenceFunction.apply(
-            x.hidden[rows], x.weight, None, x.teacher_hidden[rows], x.teacher_weight, None, 0.0
-        )
-        divergence.mean().backward()
-
-    return run
-
-
-def four_products(x: Inputs) -> Run:
-    """The products alone, into memory that is there."""
-    rows, vocab = x.rows, x.weight.shape[0]
-    hidden, weight = x.hidden.detach()[rows], x.weight.detach()
-    teacher_hidden = x.teacher_hidden[rows]
-    student, teacher = torch.zeros(len(rows), vocab), torch.zeros(len(rows), vocab)
-    dhidden, dweight = torch.zeros_like(hidden), torch.zeros_like(weight)
-
-    def run() -> None:
-        torch.mm(hidden, weight.t(), out=student)
-        torch.mm(teacher_hidden, x.teacher_weight.t(), out=teacher)
-        torch.mm(student, weight, out=dhidden)
-        torch.mm(student.t(), hidden, out=dweight)
-
-    return run
 
 
 CONTESTANTS: dict[str, Callable[[Inputs], Run]] = {
@@ -186,7 +69,7 @@ def runs_on(x: Inputs) -> dict[str, Run]:
 
 
 def gradients(make: Callable[[Inputs], Run], x: Inputs) -> tuple[Tensor, Tensor]:
-    x.hidden.grad = x.weight.grad = None
+    x.reset()
     make(x)()
     assert x.hidden.grad is not None
     assert x.weight.grad is not None
@@ -209,13 +92,9 @@ def test_projection(benchmark: Any, workload: str) -> None:
     x = inputs(workload)
     check(inputs(f"256x{x.weight.shape[0]}"))
     competing = runs_on(x)
-
-    def reset() -> None:
-        x.hidden.grad = x.weight.grad = None
-
     own = competing.pop("sadkern")
     rounds = 5 if workload == WORKLOADS[0] else 3
-    seconds = in_turns(benchmark, own, competing, reset=reset, rounds=rounds)
+    seconds = in_turns(benchmark, own, competing, reset=x.reset, rounds=rounds)
     if not seconds:
         return
     rows: list[dict[str, Any]] = []
@@ -239,8 +118,8 @@ def test_skipping(benchmark: Any) -> None:
     few, many = inputs(WORKLOADS[0], 0.15), inputs(WORKLOADS[0], 0.6)
 
     def reset() -> None:
-        for x in (few, many):
-            x.hidden.grad = x.weight.grad = None
+        few.reset()
+        many.reset()
 
     seconds = in_turns(benchmark, ours(few), {"many": ours(many)}, reset=reset, rounds=7)
     if seconds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from labelled_records import CASES
 from small_tokenizers import (
     TOKENIZERS,
     Pieces,
@@ -13,7 +14,6 @@ from small_tokenizers import (
     metaspace,
     token_kinds,
 )
-from test_profiles import CASES
 from transcripts import labelled
 
 from sadkern.spans import ACT, REASON, Segmentation, align, segment

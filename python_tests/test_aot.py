@@ -51,17 +51,16 @@ def check(table: list[dict], *chips: str) -> None:
 
 
 def check_cuda(table: list[dict], *chips: str) -> None:
-    """Of each chip every divergence, dtype and way; in the registers that 1024 threads have."""
-    if cuda.missing():
-        assert not table
-        return
+    """Of each chip that they were built for every divergence, dtype and way; in the registers that
+    1024 threads have."""
+    built = [] if cuda.missing() else cuda.built().split(", ")
+    chips = tuple(chip for chip in chips if chip in built)
     for row in table:
         assert row["stack"] == 0, row
         assert row["shared"] <= SHARED[row["chip"].rstrip("a")] << 10, row
         assert 0 < row["registers"] <= 64, row
     found = [(row["chip"], row["logits"], row["rows"], row["divergence"]) for row in table]
-    ways = {row["rows"] for row in table}
-    assert len(ways) == 2
+    ways = {"on chip, 32 warps", "on chip, by entries, 32 warps"}
     assert sorted(found, key=str) == sorted(
         product(chips, ("bf16", "fp16"), ways, (*DIVERGENCES, None)), key=str
     )

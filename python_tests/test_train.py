@@ -9,7 +9,7 @@ import re
 import pytest
 import torch
 from small_models import RECORDS, V, small_model
-from small_trainers import assert_same, plainly, repeatable, trainer_for  # noqa: F401
+from small_trainers import assert_same, plainly, trainer_for
 
 from sadkern.spans import ACT, REASON
 from sadkern.train import SADConfig, SADTrainer, SpanCollator, load_trajectories, prepare

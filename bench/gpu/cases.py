@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from bench import projections
 from bench.common import Run, copying, name_of
 from bench.formulas import eager_topk
 from bench.gpu.problems import BETA, eager
-from sadkern import Projection, backends, span_kl, topk_logprobs
+from sadkern import backends, span_kl, topk_logprobs
 from sadkern.projection import tile_bytes
 
 PARTS = ("logits", "projection", "topk-teacher", "topk")
@@ -152,9 +152,9 @@ def contest(case: Case, device: torch.device) -> Contest:
 # Contests.
 
 
-def _normal(case: Case, generator: torch.Generator, *sizes: int, scale: float = 2.0) -> Tensor:
-    made = torch.empty(sizes, dtype=case.dtype, device=generator.device)
-    return made.normal_(0, scale, generator=generator)
+def _normal(case: Case, generator: torch.Generator) -> Tensor:
+    made = torch.empty(case.rows, case.vocab, dtype=case.dtype, device=generator.device)
+    return made.normal_(0, 2.0, generator=generator)
 
 
 def ours_by(run: Callable[[str], Run]) -> dict[str, Callable[[], Run]]:
@@ -164,7 +164,7 @@ def ours_by(run: Callable[[str], Run]) -> dict[str, Callable[[], Run]]:
 
 
 def _logits(case: Case, generator: torch.Generator) -> Contest:
-    student, teacher = (_normal(case, generator, case.rows, case.vocab) for _ in range(2))
+    student, teacher = (_normal(case, generator) for _ in range(2))
     student.requires_grad_()
     ids = 1 + torch.arange(case.rows, device=student.device) % 2
     name = case.divergence
@@ -199,72 +199,24 @@ def _logits(case: Case, generator: torch.Generator) -> Contest:
 
 
 def _projection(case: Case, generator: torch.Generator) -> Contest:
-    wide_s, wide_t = case.widths
-    hidden = _normal(case, generator, case.rows, wide_s, scale=1.0).requires_grad_()
-    weight = _normal(case, generator, case.vocab, wide_s, scale=2 / wide_s**0.5).requires_grad_()
-    hidden_t = _normal(case, generator, case.rows, wide_t, scale=1.0)
-    weight_t = _normal(case, generator, case.vocab, wide_t, scale=2 / wide_t**0.5)
-    device = hidden.device
-    chosen = torch.randperm(case.rows, generator=generator, device=device)
-    rows = chosen[: round(case.supervised * case.rows)].sort().values
-    ids = torch.zeros(case.rows, dtype=torch.int64, device=device)
-    ids[rows] = 1 + torch.arange(len(rows), device=device) % 2
-
-    def ours() -> None:
-        sides = Projection(hidden, weight), Projection(hidden_t, weight_t)
-        span_kl(*sides, ids, rows=rows, reduction="token_mean").loss.backward()
-
-    def all_rows() -> None:
-        lq, lp = (hidden @ weight.t()).log_softmax(-1), (hidden_t @ weight_t.t()).log_softmax(-1)
-        kl = F.kl_div(lq, lp, reduction="none", log_target=True).sum(-1)
-        ((kl * (ids != 0)).sum() / len(rows)).backward()
-
-    def of_rows(x: Tensor, w: Tensor, x_t: Tensor, w_t: Tensor) -> Tensor:
-        return eager(x @ w.t(), x_t @ w_t.t(), "forward_kl")
-
-    def on_rows(loss: Callable[..., Tensor]) -> Run:
-        return lambda: loss(hidden[rows], weight, hidden_t[rows], weight_t).backward()
-
-    def liger() -> Run:
-        from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
-
-        loss = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0)
-        labels = torch.zeros_like(rows)
-        return on_rows(lambda *x: loss(*x, labels))
-
-    def trl() -> Run:
-        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction as Chunked
-
-        return on_rows(lambda x, w, *of: Chunked.apply(x, w, None, *of, None, 0.0)[0].mean())
-
-    def products() -> Run:
-        x, w, x_t = hidden.detach()[rows], weight.detach(), hidden_t[rows]
-        student, teacher = (x.new_zeros(len(rows), case.vocab) for _ in range(2))
-        dhidden, dweight = torch.zeros_like(x), torch.zeros_like(w)
-
-        def run() -> None:
-            torch.mm(x, w.t(), out=student)
-            torch.mm(x_t, weight_t.t(), out=teacher)
-            torch.mm(student, w, out=dhidden)
-            torch.mm(student.t(), x, out=dweight)
-
-        return run
-
+    x = projections.inputs(
+        case.rows, case.vocab, case.widths, case.supervised, case.dtype, generator.device
+    )
     makers: dict[str, Callable[[], Run]] = {
-        "sadkern": lambda: ours,
-        "eager": lambda: all_rows,
-        "eager, rows": lambda: on_rows(of_rows),
-        "torch.compile, rows": lambda: on_rows(torch.compile(of_rows, dynamic=False)),
-        "Liger, rows": liger,
-        "TRL, rows": trl,
-        "four GEMMs": products,
+        "sadkern": lambda: projections.ours(x, rows=x.rows),
+        "eager": lambda: projections.eager(x),
+        "eager, rows": lambda: projections.eager_rows(x),
+        "torch.compile, rows": lambda: projections.compiled_rows(x),
+        "Liger, rows": lambda: projections.liger_rows(x),
+        "TRL, rows": lambda: projections.trl_rows(x),
+        "four GEMMs": lambda: projections.four_products(x),
     }
-    return Contest([hidden, weight], makers, [])
+    return Contest(x.leaves, makers, [])
 
 
 def _topk_teacher(case: Case, generator: torch.Generator) -> Contest:
-    teacher = topk_logprobs(_normal(case, generator, case.rows, case.vocab), case.k)
-    student = _normal(case, generator, case.rows, case.vocab).requires_grad_()
+    teacher = topk_logprobs(_normal(case, generator), case.k)
+    student = _normal(case, generator).requires_grad_()
     ids = 1 + torch.arange(case.rows, device=student.device) % 2
 
     def ours() -> None:
@@ -283,7 +235,7 @@ def _topk_teacher(case: Case, generator: torch.Generator) -> Contest:
 
 
 def _topk(case: Case, generator: torch.Generator) -> Contest:
-    x = _normal(case, generator, case.rows, case.vocab)
+    x = _normal(case, generator)
 
     def plain() -> object:
         return torch.topk(x, case.k, -1), torch.logsumexp(x, -1)

@@ -29,7 +29,7 @@ from bench.reproduce.study import (
 )
 from sadkern.evaluate.agent import tokens_of
 from sadkern.evaluate.episode import Episode, read
-from sadkern.evaluate.metrics import Estimate, Tokens, bootstrap, cot_match_rate
+from sadkern.evaluate.metrics import Interval, Tokens, bootstrap, cot_match_rate
 from sadkern.evaluate.script import LOG
 from sadkern.files import write_json
 
@@ -49,12 +49,12 @@ def per_game(episodes: Sequence[Episode], teacher: Sequence[Episode], tokens: To
     }
 
 
-def over_games(seeds: Sequence[dict], metric: str) -> Estimate:
+def over_games(seeds: Sequence[dict], metric: str) -> Interval:
     """Each game's mean over seeds; the interval is over games, which seeds share."""
     return bootstrap([np.mean([seed[game][metric] for seed in seeds]) for game in seeds[0]])
 
 
-def difference(ours: Sequence[dict], theirs: Sequence[dict], metric: str) -> Estimate:
+def difference(ours: Sequence[dict], theirs: Sequence[dict], metric: str) -> Interval:
     """Paired by game."""
     return bootstrap(
         [

@@ -15,8 +15,8 @@ RESAMPLES, CONFIDENCE = 2000, 0.95
 Tokens = Callable[[str], Sequence[Hashable]]
 
 
-class Estimate(NamedTuple):
-    """A mean over episodes, and where it lies with a confidence of 95 %."""
+class Interval(NamedTuple):
+    """A mean over episodes, and between what it lies with a confidence of 95 %."""
 
     value: float
     low: float
@@ -27,37 +27,37 @@ class Estimate(NamedTuple):
         return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
 
 
-def bootstrap(values: Sequence[float], *, seed: int = 0) -> Estimate:
+def bootstrap(values: Sequence[float], *, seed: int = 0) -> Interval:
     """The mean of `values`, with percentiles of the means of resamples; NaN of none.
 
     >>> bootstrap([1, 1, 1]).value
     1.0
     """
     if not len(values):
-        return Estimate(float("nan"), float("nan"), float("nan"), 0)
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
     data = np.asarray(values, dtype=np.float64)
     chosen = np.random.default_rng(seed).integers(len(data), size=(RESAMPLES, len(data)))
     rest = 50 * (1 - CONFIDENCE)
     low, high = np.percentile(data[chosen].mean(1), (rest, 100 - rest))
-    return Estimate(float(data.mean()), float(low), float(high), len(data))
+    return Interval(float(data.mean()), float(low), float(high), len(data))
 
 
-def success_rate(episodes: Sequence[Episode]) -> Estimate:
+def success_rate(episodes: Sequence[Episode]) -> Interval:
     """Equation 8: tasks whose last state is what was asked for, of all."""
     return bootstrap([float(episode.success) for episode in episodes])
 
 
-def reward(episodes: Sequence[Episode]) -> Estimate:
+def reward(episodes: Sequence[Episode]) -> Interval:
     """The environments' own score, at most 1."""
     return bootstrap([episode.reward for episode in episodes])
 
 
-def reasoning_length(episodes: Sequence[Episode]) -> Estimate:
+def reasoning_length(episodes: Sequence[Episode]) -> Interval:
     """Equations 9 and 10: tokens of an episode's thoughts together."""
     return bootstrap([episode.thought_tokens for episode in episodes])
 
 
-def steps(episodes: Sequence[Episode]) -> Estimate:
+def steps(episodes: Sequence[Episode]) -> Interval:
     """Equation 11: thoughts and actions of an episode."""
     return bootstrap([episode.steps for episode in episodes])
 
@@ -78,7 +78,7 @@ def cot_match(student: Sequence[Hashable], teacher: Sequence[Hashable]) -> float
 
 def cot_match_rate(
     episodes: Sequence[Episode], teacher: Sequence[Episode], tokens: Tokens = str.split
-) -> Estimate:
+) -> Interval:
     """`cot_match` of the thoughts of episodes whose task the teacher has too: its first one."""
 
     def thoughts(episode: Episode) -> Sequence[Hashable]:
@@ -88,7 +88,7 @@ def cot_match_rate(
     return bootstrap([cot_match(thoughts(own), thoughts(theirs)) for own, theirs in pairs])
 
 
-def action_match_rate(episodes: Sequence[Episode], teacher: Sequence[Episode]) -> Estimate:
+def action_match_rate(episodes: Sequence[Episode], teacher: Sequence[Episode]) -> Interval:
     """The share of the teacher's actions that an episode has at the same place, of those whose task
     the teacher has too; case and blanks do not count."""
 
@@ -109,7 +109,7 @@ def summary(
     teacher: Sequence[Episode] = (),
     tokens: Tokens = str.split,
     further: Mapping[tuple[str, str, int], Mapping[str, float]] | None = None,
-) -> dict[str, dict[str, Estimate]]:
+) -> dict[str, dict[str, Interval]]:
     """All of them, of each environment and, where there are several, of "all". `further`: of an
     episode's key, numbers of which means are wanted too."""
     envs = sorted({episode.env for episode in episodes})

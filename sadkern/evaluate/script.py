@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, set_se
 from sadkern.evaluate.agent import LanguageAgent, tokens_of
 from sadkern.evaluate.compare import kl_of_episode
 from sadkern.evaluate.episode import Episode, Log, read
-from sadkern.evaluate.metrics import Estimate, summary
+from sadkern.evaluate.metrics import Interval, summary
 from sadkern.evaluate.play import Running, play_together
 from sadkern.evaluate.tasks import Task
 from sadkern.files import write_json, write_whole
@@ -145,7 +145,7 @@ def report(
         plot(found, output / PLOT)
 
 
-def plot(found: dict[str, dict[str, Estimate]], path: Path) -> None:
+def plot(found: dict[str, dict[str, Interval]], path: Path) -> None:
     """A panel a metric, a bar an environment, with its interval."""
     import matplotlib
 
@@ -183,5 +183,5 @@ def teacher_of(paths: Sequence[Path]) -> list[Episode]:
     return list(read(path / LOG if path.is_dir() else path for path in paths))
 
 
-def _told(one: Estimate) -> str:
+def _told(one: Interval) -> str:
     return f"{one.value:.3g} ({one.low:.3g}-{one.high:.3g})" if one.episodes else "-"
