@@ -23,7 +23,7 @@ docs: $(INSTALLED)  ## the documentation, in build/site, its links and figures c
 	@echo "build/site/index.html"
 
 bench: $(INSTALLED)  ## speed and memory beside PyTorch, TRL and Liger, in one run, as ratios
-	$(BIN)/python -m pytest bench/bench_*.py --benchmark-enable --benchmark-columns=median,iqr,rounds -q
+	$(BIN)/python -m pytest bench/bench_*.py --benchmark-enable --benchmark-columns=median,iqr,rounds -v
 
 gpu: $(INSTALLED)  ## on a machine with an NVIDIA GPU: is all right there, how fast is it
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[triton,bench,peers]'

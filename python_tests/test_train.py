@@ -403,3 +403,8 @@ def test_several_devices_in_one_process_are_refused(tmp_path, examples):
 def test_settings_are_checked_before_anything_is_loaded(tmp_path, setting, message):
     with pytest.raises(ValueError, match=message):
         SADConfig(output_dir=str(tmp_path), use_cpu=True, **setting)
+
+
+def test_memory_is_pinned_where_there_is_something_to_pin_it_for(tmp_path):
+    config = SADConfig(output_dir=str(tmp_path))
+    assert config.dataloader_pin_memory is torch.accelerator.is_available()

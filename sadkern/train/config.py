@@ -157,6 +157,8 @@ class SADConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # there is nothing to pin for, which torch would say
         if self.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns=True would drop the spans from the batches: expected False"
