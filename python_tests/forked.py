@@ -23,6 +23,8 @@ def run(function: Callable[..., Any], *arguments: Any) -> subprocess.CompletedPr
     """`function(*arguments)`, a module's own, in such a process: its status, and what it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         written = [str(Path(folder, name)) for name in ("stdout", "stderr")]
+        for path in written:
+            Path(path).touch()  # also where it comes to nothing before it writes
         process = FORKED.Process(target=_written, args=(written, function, arguments))
         process.start()
         process.join()
@@ -37,7 +39,7 @@ def script(path: Path, *arguments: Any) -> subprocess.CompletedProcess[str]:
 
 def _written(written: list[str], function: Callable[..., Any], arguments: tuple) -> None:
     for number, path in enumerate(written, 1):
-        opened = os.open(path, os.O_WRONLY | os.O_CREAT)
+        opened = os.open(path, os.O_WRONLY)
         os.dup2(opened, number)
         os.close(opened)
     function(*arguments)
