@@ -6,7 +6,8 @@ sends it: of a gathered or scattered whole of S bytes S (R - 1) / R, of a sum tw
 timed. `--write` keeps the table as bench/results/ranks.md; docs/parallel.md reckons with it.
 
 - ideal: the least that has to be sent, see `training` and `shared_vocabulary`.
-- memory: of a rank at a step's worst moment, weights, gradients and all, but no optimizer.
+- memory: of a rank at the worst moment of such a `span_kl`, heads, gradients and all. Of training
+  it is `sadkern plan` that says it: here it depends on how soon gloo lets go of what it has sent.
 """
 
 from __future__ import annotations
@@ -248,7 +249,8 @@ def lines(found: dict[int, list[tuple[str, Counted, float]]]) -> list[tuple[str,
             rows.append((
                 name, "1" if name == "alone" else str(ranks), messages or "none",
                 f"{one.sent / 1e3:.0f} kB", f"{ideal / 1e3:.0f} kB",
-                f"{one.sent / ideal:.3f}" if ideal else "", f"{one.memory / 1e6:.1f} MB",
+                f"{one.sent / ideal:.3f}" if ideal else "",
+                f"{one.memory / 1e6:.1f} MB" if WAYS[name][0] is shared_vocabulary else "",
             ))  # fmt: skip
     return rows
 
@@ -282,8 +284,9 @@ SAYS = f"""\
 A student of {LAYERS} layers, {WIDTH} wide, and a teacher {TEACHERS_WIDTH} wide, V = {VOCAB}, in
 fp32; {SEQUENCES} sequences of {LENGTH} tokens on each rank, two thirds of them supervised, in
 chunks of 64 rows. Where ranks share the vocabulary it is `span_kl` alone, of both heads, on the
-same rows. Sent: by a rank, as in a ring. Memory: of a rank at a step's worst moment, weights,
-gradients and all, but no optimizer.
+same rows. Sent: by a rank, as in a ring. Memory: of a rank at the worst moment of such a `span_kl`,
+heads, gradients and all; what a rank takes in training `sadkern plan` says, since here it depends
+on how soon gloo lets go of what it has sent.
 
 """
 
