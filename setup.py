@@ -59,8 +59,8 @@ def switch(name: str) -> str:
 
 def chips() -> list[str]:
     """Those that CUDA kernels get machine code for."""
-    value = os.environ.get("SADKERN_CHIPS") or ",".join(CHIPS)
-    named = value.replace(",", " ").split()
+    value = os.environ.get("SADKERN_CHIPS", "")
+    named = value.replace(",", " ").split() or list(CHIPS)
     if wrong := [chip for chip in named if chip not in CHIPS]:
         raise SystemExit(f"SADKERN_CHIPS={value!r}: got {wrong[0]}, expected of {', '.join(CHIPS)}")
     return named

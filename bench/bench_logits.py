@@ -15,24 +15,15 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bench.common import copying, in_turns, name_of
-from bench.formulas import assert_as_precise
+from bench.formulas import assert_as_precise, eager
 from sadkern import span_kl
 from sadkern.span_kl import DIVERGENCES
 
 SHAPES = [(512, 32000), (128, 128256), (2048, 4096)]
 DTYPES = [torch.float32, torch.bfloat16]
-
-
-def eager(student: Tensor, teacher: Tensor) -> Tensor:
-    """[]: forward KL per row, as PyTorch's own documentation has it."""
-    logq, logp = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
-    return F.kl_div(logq, logp, reduction="batchmean", log_target=True)
-
-
 compiled = torch.compile(eager)
 
 

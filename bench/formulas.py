@@ -55,6 +55,21 @@ def coarse_in_torch(lq: Tensor, teacher: TopK, tail: str) -> tuple[Tensor, Tenso
     return torch.cat([lq.gather(-1, ids), outside], -1), torch.cat([lp, lp_tail], -1)
 
 
+def eager(
+    student: Tensor, teacher: Tensor, divergence: str = "forward_kl", beta: float = 0.5
+) -> Tensor:
+    """[]: the mean over rows of logits [N, V], of forward KL or JSD, as one writes it."""
+
+    def kl(of: Tensor, to: Tensor) -> Tensor:
+        return F.kl_div(to, of, reduction="batchmean", log_target=True)
+
+    lq, lp = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    if divergence == "forward_kl":
+        return kl(lp, lq)
+    lm = torch.logaddexp(lq + math.log(1 - beta), lp + math.log(beta))
+    return beta * kl(lp, lm) + (1 - beta) * kl(lq, lm)
+
+
 def eager_topk(student: Tensor, teacher: TopK) -> Tensor:
     """[]: mean forward KL over the teacher's tokens and a bucket of all others."""
     lq, lp = coarse_in_torch(F.log_softmax(student, -1), teacher, "bucket")

@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from caching_child import examples, fill
+from filling import examples, fill
 from forked import FORKED
 
 from sadkern.store import Store, content_key

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bench import projections
 from bench.common import Run, copying, name_of
-from bench.formulas import eager_topk
-from bench.gpu.problems import BETA, eager
+from bench.formulas import eager, eager_topk
+from bench.gpu.problems import BETA
 from sadkern import backends, span_kl, topk_logprobs
 from sadkern.projection import tile_bytes
 
@@ -178,7 +178,7 @@ def _logits(case: Case, generator: torch.Generator) -> Contest:
 
     def compiled() -> Run:
         fast = torch.compile(eager, dynamic=False)
-        return lambda: fast(student, teacher, name).backward()
+        return lambda: fast(student, teacher, name, BETA).backward()
 
     def ours(backend: str) -> Run:
         options = {"divergence": name, "beta": BETA, "reduction": "token_mean"}
@@ -191,7 +191,7 @@ def _logits(case: Case, generator: torch.Generator) -> Contest:
 
     makers: dict[str, Callable[[], Run]] = {
         **ours_by(ours),
-        "eager": lambda: lambda: eager(student, teacher, name).backward(),
+        "eager": lambda: lambda: eager(student, teacher, name, BETA).backward(),
         "torch.compile": compiled,
         "Liger": liger,
     }
@@ -202,11 +202,18 @@ def _projection(case: Case, generator: torch.Generator) -> Contest:
     x = projections.inputs(
         case.rows, case.vocab, case.widths, case.supervised, case.dtype, generator.device
     )
+
+    def of_rows(hidden: Tensor, weight: Tensor, theirs: Tensor, their_weight: Tensor) -> Tensor:
+        # (As it was measured: logits stay while their logarithms are made.)
+        return eager(hidden @ weight.t(), theirs @ their_weight.t())
+
     makers: dict[str, Callable[[], Run]] = {
         "sadkern": lambda: projections.ours(x, rows=x.rows),
         "eager": lambda: projections.eager(x),
-        "eager, rows": lambda: projections.eager_rows(x),
-        "torch.compile, rows": lambda: projections.compiled_rows(x),
+        "eager, rows": lambda: projections.on_rows(x, of_rows),
+        "torch.compile, rows": lambda: projections.on_rows(
+            x, torch.compile(of_rows, dynamic=False)
+        ),
         "Liger, rows": lambda: projections.liger_rows(x),
         "TRL, rows": lambda: projections.trl_rows(x),
         "four GEMMs": lambda: projections.four_products(x),

@@ -5,7 +5,6 @@ The formulas are both what kernels are compared with and what they compete with.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -111,19 +110,6 @@ def said_by_torch(problem: Problem) -> dict[str, Tensor]:
 
 def gradients_of(leaves: list[Tensor]) -> dict[str, Tensor]:
     return {f"gradient {i}": x.grad for i, x in enumerate(leaves) if x.grad is not None}
-
-
-def eager(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
-    """[]: the mean over rows, as one writes it in PyTorch."""
-
-    def kl(of: Tensor, to: Tensor) -> Tensor:
-        return F.kl_div(to, of, reduction="batchmean", log_target=True)
-
-    lq, lp = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
-    if divergence == "forward_kl":
-        return kl(lp, lq)
-    lm = torch.logaddexp(lq + math.log(1 - BETA), lp + math.log(BETA))
-    return BETA * kl(lp, lm) + (1 - BETA) * kl(lq, lm)
 
 
 def logit_pair(kind: str, rows: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
